@@ -1,0 +1,1 @@
+"""A Qwen2 checkpoint in, quantized files out."""

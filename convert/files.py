@@ -1,0 +1,134 @@
+"""Outputs that appear whole or not at all, hashes, and room on the disk."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from convert.errors import DiskFullError, OutputExistsError, QwqError
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise OutputExistsError where `path` exists and may not be replaced."""
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path}: exists already; give --force to replace it")
+
+
+def partial_path(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def check_disk_space(folder: Path, n_needed: int) -> None:
+    """Raise DiskFullError where the disk of `folder`, which may not exist yet, lacks the bytes."""
+    n_free = free_space(folder)
+    if n_free < n_needed:
+        raise DiskFullError(
+            f"{folder}: {n_needed:,} bytes are needed and {n_free:,} are free; "
+            "free some space or choose another disk with -o"
+        )
+
+
+def free_space(folder: Path) -> int:
+    """Free bytes on the disk that `folder` is or will be on."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+@contextmanager
+def replacing_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
+    """Open `<path>.partial` for writing and give it the name `path` once all of it is on the disk.
+
+    On any error nothing is left under either name.
+    Raises OutputExistsError, and DiskFullError where the disk fills up while writing.
+    """
+    refuse_existing(path, force=force)
+    partial = partial_path(path)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Make the folder `<path>.partial` and name it `path` once all its files are on the disk.
+
+    On any error nothing new is left under either name.
+    Raises OutputExistsError, and DiskFullError where the disk fills up while writing.
+    """
+    refuse_existing(path, force=force)
+    partial = partial_path(path)
+    with _disk_errors(path):
+        _remove(partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file_path in sorted(partial.rglob("*")):
+                if file_path.is_file():
+                    _sync_file(file_path)
+            _sync_folder(partial)
+            _remove(path)
+            partial.replace(path)
+        except BaseException:
+            _remove(partial)
+            raise
+        _sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"{path}: the disk filled up while it was written; "
+                "free some space or choose another disk with -o"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            raise QwqError(
+                f"{path}: cannot be written ({error.strerror}); choose another place with -o"
+            ) from error
+        raise
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename in the folder durable, where the system lets a folder be opened for that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
