@@ -1,0 +1,228 @@
+"""How far a model's predictions lie from the reference's, token by token, with standard errors.
+
+Scored are the tokens of replies, thought and answer with their closing tags; the prompt is context
+only. Both models' logits come as streams of chunks whose sizes need not agree; of each scored token
+four numbers are kept, never the logits.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import QwqError
+
+MAX_SLICE_ELEMENTS = 1 << 22  # logits turned to float64 at a time: 32 MiB an array
+
+Floats = NDArray[np.float64]
+Logits = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One conversation of the evaluation text, tokenized.
+
+    ids: prompt and reply. n_prompt: index of the first reply token. answer_start: index of the
+    first token after the thought's closing tag. stop: one past the last scored token.
+    """
+
+    ids: tuple[int, ...]
+    n_prompt: int
+    answer_start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        assert 0 < self.n_prompt <= self.answer_start <= self.stop <= len(self.ids)
+
+    @property
+    def n_scored(self) -> int:
+        """How many tokens are predicted and scored."""
+        return self.stop - self.n_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over n observations with its standard error, which one cluster alone does not give."""
+
+    value: float
+    standard_error: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What is kept of one passage's scored tokens, an entry each.
+
+    kl_nats, nll_nats, reference_nll_nats: (n,) float64. same_top, is_answer: (n,) bool.
+    """
+
+    kl_nats: Floats
+    nll_nats: Floats
+    reference_nll_nats: Floats
+    same_top: Mask
+    is_answer: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Distance of a model from the reference over n_tokens tokens of n_passages passages.
+
+    kl_nats is the mean of KL(reference || model); top1_agreement the share of tokens where both
+    would greedily pick the same. Standard errors are clustered by passage.
+    """
+
+    n_tokens: int
+    n_passages: int
+    perplexity: Estimate
+    reference_perplexity: Estimate
+    kl_nats: Estimate
+    kl_median_nats: float
+    kl_q99_nats: float
+    top1_agreement: Estimate
+
+
+def score_passage(
+    passage: Passage, reference: Iterable[Logits], model: Iterable[Logits]
+) -> TokenScores:
+    """Score one passage from two streams of logits.
+
+    Each stream holds, in chunks (n, vocab_size) of any n, the logits after every token of the ids.
+    Raises QwqError where a stream is too short, the vocabularies differ, or logits are not finite.
+    """
+    # The logits after token i predict token i + 1.
+    first, last = passage.n_prompt - 1, passage.stop - 1
+    targets = np.asarray(passage.ids[passage.n_prompt : passage.stop], dtype=np.int64)
+    kl: list[Floats] = []
+    nll: list[Floats] = []
+    reference_nll: list[Floats] = []
+    same_top: list[Mask] = []
+    n_done = 0
+    for ours, theirs in aligned(
+        rows_between(reference, first, last), rows_between(model, first, last)
+    ):
+        if ours.shape[1] != theirs.shape[1]:
+            raise QwqError(
+                f"logits: the model has a vocabulary of {theirs.shape[1]} tokens, the reference of "
+                f"{ours.shape[1]}; evaluate against the checkpoint that the file was made from"
+            )
+        wanted = targets[n_done : n_done + len(ours)]
+        p, q = log_softmax(ours, "the reference"), log_softmax(theirs, "the model")
+        rows = np.arange(len(wanted))
+        nll.append(-q[rows, wanted])
+        reference_nll.append(-p[rows, wanted])
+        same_top.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+        np.subtract(p, q, out=q)
+        q *= np.exp(p, out=p)
+        kl.append(np.maximum(q.sum(axis=1), 0.0))  # KL >= 0: below it lies rounding only
+        n_done += len(wanted)
+    if n_done != passage.n_scored:
+        raise QwqError(
+            f"logits: {n_done} of {passage.n_scored} scored tokens came; the engine stopped early"
+        )
+    return TokenScores(
+        kl_nats=np.concatenate(kl),
+        nll_nats=np.concatenate(nll),
+        reference_nll_nats=np.concatenate(reference_nll),
+        same_top=np.concatenate(same_top),
+        is_answer=np.arange(passage.n_prompt, passage.stop) >= passage.answer_start,
+    )
+
+
+def summarize(scores: Sequence[TokenScores]) -> dict[str, Divergence]:
+    """Divergence over whole replies, and over thoughts and answers apart where they have tokens."""
+    parts: dict[str, list[Mask]] = {
+        "reply": [np.ones(len(one.kl_nats), dtype=np.bool_) for one in scores],
+        "thought": [~one.is_answer for one in scores],
+        "answer": [one.is_answer for one in scores],
+    }
+    return {
+        name: _summarize_part(scores, masks)
+        for name, masks in parts.items()
+        if any(mask.any() for mask in masks)
+    }
+
+
+def _summarize_part(scores: Sequence[TokenScores], masks: Sequence[Mask]) -> Divergence:
+    passages = [(one, mask) for one, mask in zip(scores, masks, strict=True) if mask.any()]
+    kl = [one.kl_nats[mask] for one, mask in passages]
+    nll = clustered_mean([one.nll_nats[mask] for one, mask in passages])
+    reference_nll = clustered_mean([one.reference_nll_nats[mask] for one, mask in passages])
+    every_kl = np.concatenate(kl)
+    return Divergence(
+        n_tokens=len(every_kl),
+        n_passages=len(passages),
+        perplexity=_exponential(nll),
+        reference_perplexity=_exponential(reference_nll),
+        kl_nats=clustered_mean(kl),
+        kl_median_nats=float(np.quantile(every_kl, 0.5)),
+        kl_q99_nats=float(np.quantile(every_kl, 0.99)),
+        top1_agreement=clustered_mean(
+            [one.same_top[mask].astype(np.float64) for one, mask in passages]
+        ),
+    )
+
+
+def clustered_mean(clusters: Sequence[Floats]) -> Estimate:
+    """Mean over all observations, with the standard error for independent clusters of them.
+
+    clusters: non-empty arrays, one a passage. Tokens of a passage depend on one another, so the
+    passages are what was sampled: the error is a ratio estimator's, with G / (G - 1).
+    Source: Cochran, Sampling Techniques, 1977, section 6.3.
+    """
+    sums = np.array([cluster.sum() for cluster in clusters])
+    counts = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
+    n, n_clusters = counts.sum(), len(clusters)
+    mean = sums.sum() / n
+    if n_clusters < 2:
+        return Estimate(float(mean), None, int(n))
+    residuals = sums - mean * counts
+    variance = n_clusters / (n_clusters - 1) * float(residuals @ residuals) / n**2
+    return Estimate(float(mean), math.sqrt(variance), int(n))
+
+
+def _exponential(nll: Estimate) -> Estimate:
+    """A perplexity from a mean negative log-likelihood; its error by the delta method."""
+    perplexity = math.exp(nll.value)
+    error = None if nll.standard_error is None else perplexity * nll.standard_error
+    return Estimate(perplexity, error, nll.n)
+
+
+def log_softmax(logits: Logits, whose: str) -> Floats:
+    """Log-probabilities in nats, float64, of logits (n, vocab_size).
+
+    Raises QwqError on NaN or Inf.
+    """
+    result = logits.astype(np.float64)
+    result -= result.max(axis=1, keepdims=True)
+    result -= np.log(np.exp(result).sum(axis=1, keepdims=True))
+    if not np.isfinite(result).all():
+        raise QwqError(f"logits: {whose} gives NaN or Inf; the file is damaged, make it again")
+    return result
+
+
+def rows_between(chunks: Iterable[Logits], start: int, stop: int) -> Iterator[Logits]:
+    """The rows start to stop of a stream of chunks; what follows is not asked for."""
+    position = 0
+    for chunk in chunks:
+        wanted = chunk[max(start - position, 0) : max(stop - position, 0)]
+        position += len(chunk)
+        if len(wanted):
+            yield wanted
+        if position >= stop:
+            return
+
+
+def aligned(
+    left: Iterable[Logits], right: Iterable[Logits], max_elements: int = MAX_SLICE_ELEMENTS
+) -> Iterator[tuple[Logits, Logits]]:
+    """Two streams of chunks cut at the same rows, until the shorter ends."""
+    ours, theirs = iter(left), iter(right)
+    a, b = next(ours, None), next(theirs, None)
+    while a is not None and b is not None:
+        n = min(len(a), len(b), max(1, max_elements // a.shape[1]))
+        yield a[:n], b[:n]
+        a = a[n:] if n < len(a) else next(ours, None)
+        b = b[n:] if n < len(b) else next(theirs, None)
