@@ -1,0 +1,121 @@
+"""Rows of float32 -> blocks of a quant type, by libggml's own encoders in threads."""
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as QuantType
+
+from convert.errors import QwqError
+
+Float32Array = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+NEEDS_IMPORTANCE = frozenset(
+    {QuantType.IQ1_S, QuantType.IQ1_M, QuantType.IQ2_XXS, QuantType.IQ2_XS}
+)
+"""Types whose encoders cannot work without importance."""
+
+_N_PER_TASK = 1 << 18
+"""Weights that one thread takes at a time: some milliseconds of work."""
+
+
+def block_size(quant_type: QuantType) -> int:
+    return GGML_QUANT_SIZES[quant_type][0]
+
+
+def row_nbytes(quant_type: QuantType, n_per_row: int) -> int:
+    """Bytes of one encoded row; n_per_row must be a multiple of the type's block size."""
+    n_per_block, block_nbytes = GGML_QUANT_SIZES[quant_type]
+    assert n_per_row % n_per_block == 0, (quant_type, n_per_row)
+    return n_per_row // n_per_block * block_nbytes
+
+
+def encode_rows(
+    rows: Float32Array,
+    quant_type: QuantType,
+    *,
+    importance: Float32Array | None = None,
+    pool: ThreadPoolExecutor | None = None,
+) -> ByteArray:
+    """Encode rows just as llama.cpp does, on the threads of `pool` where one is given.
+
+    rows: (n_rows, n_in) finite float32. importance: (n_in,), mean squared activation.
+    Returns (n_rows, row_nbytes) uint8. Neither how rows are cut into calls nor the number of
+    threads changes a byte.
+    """
+    n_rows, n_in = rows.shape
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    blocks = np.empty((n_rows, row_nbytes(quant_type, n_in)), dtype=np.uint8)
+    if importance is not None:
+        assert importance.shape == (n_in,), (importance.shape, n_in)
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+    if quant_type == QuantType.F32:
+        blocks[:] = rows.astype("<f4", copy=False).view(np.uint8)
+        return blocks
+    assert importance is not None or quant_type not in NEEDS_IMPORTANCE, quant_type
+    library = _libggml()
+    library.ggml_quantize_init(int(quant_type))
+
+    def encode(start: int) -> None:
+        stop = min(start + rows_per_task, n_rows)
+        n_written = library.ggml_quantize_chunk(
+            int(quant_type),
+            rows[start:stop].ctypes.data,
+            blocks[start:stop].ctypes.data,
+            0,
+            stop - start,
+            n_in,
+            None if importance is None else importance.ctypes.data,
+        )
+        assert n_written == (stop - start) * blocks.shape[1], (quant_type, n_written)
+
+    rows_per_task = max(1, _N_PER_TASK // n_in)
+    starts = range(0, n_rows, rows_per_task)
+    if pool is None:
+        for start in starts:
+            encode(start)
+    else:
+        for _ in pool.map(encode, starts):
+            pass
+    return blocks
+
+
+def n_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def _libggml() -> ctypes.CDLL:
+    """The ggml library inside llama-cpp-python, found without importing that package."""
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise QwqError("llama-cpp-python: is not installed; run `make setup`")
+    folder = Path(spec.origin).parent / "lib"
+    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise QwqError(f"{folder}: holds no ggml-base library; install llama-cpp-python again")
+    library = ctypes.CDLL(str(path))
+    library.ggml_quantize_init.argtypes = [ctypes.c_int]
+    library.ggml_quantize_init.restype = None
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    return library
