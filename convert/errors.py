@@ -5,6 +5,7 @@ QwqError                 exit code 1: the base of all, caught once in the progra
 ├── GgufError            a file that is no GGUF, is cut, or contradicts itself
 ├── OutputExistsError    the output is there already and --force was not given
 ├── DiskFullError        the disk has, or had, too little room for the output
+├── NumericalError       arithmetic that cannot go on: NaN, Inf, a matrix that stays indefinite
 ├── UsageError           exit code 2: a request that cannot be meant as it was given
 └── RegressionError      exit code 3: a quality gate found a model worse than its baseline
 
@@ -29,6 +30,10 @@ class OutputExistsError(QwqError):
 
 
 class DiskFullError(QwqError):
+    pass
+
+
+class NumericalError(QwqError):
     pass
 
 

@@ -64,7 +64,7 @@ class GgufHeader:
     file_nbytes: int
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
+def read_header(path: Path) -> GgufHeader:
     """Read and check all that precedes the tensor data.
 
     Arrays of numbers come as numpy arrays, arrays of strings as lists; text that is not UTF-8
@@ -75,12 +75,12 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """
     try:
         with path.open("rb") as file:
-            return _read_header(_Reader(file, path))
+            return _parse(_Reader(file, path))
     except OSError as error:
         raise GgufError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def _read_header(reader: "_Reader") -> GgufHeader:
+def _parse(reader: "_Reader") -> GgufHeader:
     version = _read_version(reader)
     n_tensors = reader.count("tensors", MAX_TENSORS, item_nbytes=24)
     n_keys = reader.count("keys", MAX_KEYS, item_nbytes=13)

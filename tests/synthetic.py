@@ -59,7 +59,7 @@ def write_checkpoint(
     seed: int = 0,
     edit: Callable[[dict[str, Array]], None] | None = None,
 ) -> Path:
-    """Write config, weights and tokenizer; `config` overrides CONFIG, `edit` changes the tensors."""
+    """Write config, weights and tokenizer; `config` overrides CONFIG, `edit` changes tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = CONFIG | (config or {})
     model = parse_config(settings, "synthetic")

@@ -1,0 +1,148 @@
+"""The decoder one layer at a time: load a layer, push all hidden states through it, let it go.
+
+Layers are transformers' own modules, so the arithmetic is the reference's: weights widened from the
+checkpoint's dtype to float32, computed in float32. Memory: one layer and the hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convert.calibration import TokenBatch
+from convert.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+
+EMBEDDING_ROWS = 8192  # read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """Half a decoder layer, x + body(norm(x)), and its linears in the order of computation.
+
+    `first` all read norm's output; `last` reads what the body makes of theirs.
+    """
+
+    norm: str
+    body: str
+    first: tuple[str, ...]
+    last: str
+
+
+HALVES = (
+    Half("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj"), "o_proj"),
+    Half("post_attention_layernorm", "mlp", ("gate_proj", "up_proj"), "down_proj"),
+)
+
+
+class LayerStream:
+    """A checkpoint's decoder, ready to hand out one layer at a time.
+
+    device: where layers compute and hidden states lie.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu") -> None:
+        import torch
+        from transformers import Qwen2Config
+        from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self._config = Qwen2Config.from_dict(dict(checkpoint.config))
+        self._config._attn_implementation = "sdpa"
+        self._rotary: Qwen2RotaryEmbedding = Qwen2RotaryEmbedding(self._config).to(self.device)
+
+    def load_layer(self, index: int) -> Qwen2DecoderLayer:
+        """Layer `index` with its weights in float32, in evaluation mode, without gradients."""
+        import torch
+        from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+        with torch.device("meta"):
+            layer = Qwen2DecoderLayer(self._config, index)
+        weights = {
+            name: torch.from_numpy(self.checkpoint.read(f"model.layers.{index}.{name}"))
+            for name, _ in layer.named_parameters()
+        }
+        layer.load_state_dict(weights, assign=True)
+        return layer.to(self.device).eval().requires_grad_(False)
+
+    def embed(self, batches: Sequence[TokenBatch]) -> list[torch.Tensor]:
+        """Hidden states before the first layer: (n_sequences, n_positions, hidden_size) a batch.
+
+        Reads the embedding matrix once, in slices, and keeps only the rows that occur.
+        """
+        import torch
+
+        name, hidden_size = "model.embed_tokens.weight", self.checkpoint.model.hidden_size
+        hidden = [torch.zeros(*batch.ids.shape, hidden_size) for batch in batches]
+        for start in range(0, self.checkpoint.model.vocab_size, EMBEDDING_ROWS):
+            stop = min(start + EMBEDDING_ROWS, self.checkpoint.model.vocab_size)
+            places = [(batch.ids >= start) & (batch.ids < stop) for batch in batches]
+            if not any(bool(place.any()) for place in places):
+                continue
+            rows = torch.from_numpy(self.checkpoint.rows(name, start, stop))
+            for batch, states, place in zip(batches, hidden, places, strict=True):
+                states[place] = rows[batch.ids[place] - start]
+        return [states.to(self.device) for states in hidden]
+
+    def positions(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the rotary embedding, (1, n_positions, head_dim) each."""
+        import torch
+
+        ids = torch.arange(hidden.shape[1], device=self.device)[None]
+        cosines, sines = self._rotary(hidden, ids)
+        return cosines, sines
+
+    def run_body(self, layer: Qwen2DecoderLayer, half: Half, normed: torch.Tensor) -> torch.Tensor:
+        """What half a layer adds to its input, from the normed input."""
+        if half.body == "mlp":
+            added: torch.Tensor = layer.mlp(normed)
+            return added
+        # Without a mask attention is causal, so padding on the right is never looked at.
+        added, _ = layer.self_attn(
+            normed, position_embeddings=self.positions(normed), attention_mask=None
+        )
+        return added
+
+    def final_hidden(
+        self,
+        batches: Sequence[TokenBatch],
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """Hidden states after the last layer and before the final norm, batch by batch."""
+        import torch
+
+        n_layers = self.checkpoint.model.n_layers
+        with torch.inference_mode():
+            hidden = self.embed(batches)
+            for index in range(n_layers):
+                layer = self.load_layer(index)
+                for i, states in enumerate(hidden):
+                    hidden[i] = layer(states, position_embeddings=self.positions(states))
+                if on_progress is not None:
+                    on_progress(index + 1, n_layers)
+        return hidden
+
+
+@contextmanager
+def capturing_input(module: torch.nn.Module, visit: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Hand every input of `module` to `visit` while the context lasts."""
+
+    def hook(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        visit(arguments[0])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def n_tokens_of(batches: Iterable[TokenBatch]) -> int:
+    return sum(int(batch.is_token.sum()) for batch in batches)
