@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.calibration import TokenizedConversation
 from convert.errors import QwqError
 
 MAX_SLICE_ELEMENTS = 1 << 22  # logits turned to float64 at a time: 32 MiB an array
@@ -19,28 +20,6 @@ MAX_SLICE_ELEMENTS = 1 << 22  # logits turned to float64 at a time: 32 MiB an ar
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """One conversation of the evaluation text, tokenized.
-
-    ids: prompt and reply. n_prompt: index of the first reply token. answer_start: index of the
-    first token after the thought's closing tag. stop: one past the last scored token.
-    """
-
-    ids: tuple[int, ...]
-    n_prompt: int
-    answer_start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        assert 0 < self.n_prompt <= self.answer_start <= self.stop <= len(self.ids)
-
-    @property
-    def n_scored(self) -> int:
-        """How many tokens are predicted and scored."""
-        return self.stop - self.n_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +64,7 @@ class Divergence:
 
 
 def score_passage(
-    passage: Passage, reference: Iterable[Logits], model: Iterable[Logits]
+    passage: TokenizedConversation, reference: Iterable[Logits], model: Iterable[Logits]
 ) -> TokenScores:
     """Score one passage from two streams of logits.
 
@@ -118,9 +97,9 @@ def score_passage(
         q *= np.exp(p, out=p)
         kl.append(np.maximum(q.sum(axis=1), 0.0))  # KL >= 0: below it lies rounding only
         n_done += len(wanted)
-    if n_done != passage.n_scored:
+    if n_done != len(targets):
         raise QwqError(
-            f"logits: {n_done} of {passage.n_scored} scored tokens came; the engine stopped early"
+            f"logits: {n_done} of {len(targets)} scored tokens came; the engine stopped early"
         )
     return TokenScores(
         kl_nats=np.concatenate(kl),

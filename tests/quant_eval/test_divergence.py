@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convert.calibration import TokenizedConversation
 from convert.errors import QwqError
 from quant_eval.divergence import (
     Logits,
-    Passage,
     TokenScores,
     aligned,
     clustered_mean,
@@ -21,7 +21,9 @@ from quant_eval.divergence import (
     summarize,
 )
 
-PASSAGE = Passage(ids=(3, 1, 4, 1, 5, 9, 2, 6, 5, 3), n_prompt=3, answer_start=6, stop=9)
+PASSAGE = TokenizedConversation(
+    ids=(3, 1, 4, 1, 5, 9, 2, 6, 5, 3), n_prompt=3, answer_start=6, stop=9
+)
 
 
 def logits(seed: int, n: int = 10, n_vocab: int = 12, scale: float = 3.0) -> Logits:

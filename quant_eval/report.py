@@ -1,0 +1,146 @@
+"""Results for people: a table for the terminal, and one page that needs no network."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.files import replacing_file
+from quant_eval.divergence import Estimate
+from quant_eval.plot import kl_plot
+from quant_eval.results import Accuracy, FileResult, Report, short_names
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TEMPLATE = "report.html.j2"
+TASK_TITLES = {
+    "arithmetic": "arith- metic",
+    "tool_call": "tool call",
+    "tool_result": "tool result",
+    "second_turn": "second turn",
+}
+
+
+def kinds_of(files: Sequence[FileResult]) -> list[str]:
+    """Kinds of task that at least one file was given, in order of appearance."""
+    return list(dict.fromkeys(kind for file in files for kind in file.accuracy))
+
+
+def format_nbytes(nbytes: int) -> str:
+    """Decimal units: 19.85 GB, 8.4 MB."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
+    """Value and standard error, as far as the error lets it be known; "" where absent."""
+    if estimate is None:
+        return "", ""
+    value, error = estimate.value, estimate.standard_error
+    if not error:
+        return f"{value:.4g}", ""
+    n_decimals = 1 - math.floor(math.log10(error))
+    if n_decimals > 4 and 0 < abs(value) < 0.1:
+        exponent = math.floor(math.log10(abs(value)))
+        scale = 10.0**exponent
+        return f"{value / scale:.1f}e{exponent}", f"±{error / scale:.1f}e{exponent}"
+    n_decimals = max(n_decimals, 0)
+    return f"{value:.{n_decimals}f}", f"±{error:.{n_decimals}f}"
+
+
+def format_percent(estimate: Estimate | None) -> tuple[str, str]:
+    """A share and its standard error in percent, to two decimals at most; "" where absent."""
+    if estimate is None:
+        return "", ""
+    value, error = 100 * estimate.value, estimate.standard_error
+    if not error:
+        return f"{value:.4g}", ""
+    n_decimals = min(max(1 - math.floor(math.log10(100 * error)), 0), 2)
+    return f"{value:.{n_decimals}f}", f"±{100 * error:.{n_decimals}f}"
+
+
+def format_accuracy(accuracy: Accuracy | None) -> tuple[str, str]:
+    """Solved problems and their standard error in percent; "" where absent."""
+    if accuracy is None:
+        return "", ""
+    error = accuracy.standard_error
+    return f"{100 * accuracy.share:.0f}", "" if error is None else f"±{100 * error:.0f}"
+
+
+def results_table(report: Report) -> "Table":
+    """One row a file; under each number its standard error."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report.model}: what each type costs",
+        caption=_caption(report),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+    kinds = kinds_of(report.files)
+    titles = ["size MB", "bits/ weight", "perplex- ity", "mean KL nats", "top-1 %"]
+    titles += [TASK_TITLES.get(kind, kind) for kind in kinds] + ["tokens /s"]
+    table.add_column("file", no_wrap=True, style="bold")
+    for title in titles:
+        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
+    names = short_names([file.name for file in report.files])
+    for name, file in zip(names, report.files, strict=True):
+        reply = file.divergence.get("reply")
+        cells = [
+            (f"{file.nbytes / 1e6:,.1f}", ""),
+            (f"{file.bits_per_weight:.2f}", ""),
+            format_estimate(reply.perplexity if reply else None),
+            format_estimate(reply.kl_nats if reply else None),
+            format_percent(reply.top1_agreement if reply else None),
+            *(format_accuracy(file.accuracy.get(kind)) for kind in kinds),
+            (f"{file.tokens_per_s.value:.0f}" if file.tokens_per_s else "", ""),
+        ]
+        table.add_row(name, *(f"{value}\n[dim]{error}[/dim]" for value, error in cells))
+    return table
+
+
+def _caption(report: Report) -> str:
+    parts = ["mean KL(bf16 reference || file) over reply tokens; ± one standard error"]
+    for file in report.files[:1]:
+        if reply := file.divergence.get("reply"):
+            parts.append(
+                f"{reply.n_tokens:,} tokens of {reply.n_passages} conversations, perplexity of "
+                f"the reference {reply.reference_perplexity.value:.4g}"
+            )
+    counts = sorted({one.n for file in report.files for one in file.accuracy.values()})
+    if counts:
+        most = f" to {counts[-1]}" if len(counts) > 1 else ""
+        parts.append(f"tasks in %, {counts[0]}{most} problems each, sampled with the defaults")
+    return "\n".join(parts)
+
+
+def write_html(path: Path, report: Report) -> None:
+    """Write the page, whole or not at all, over an older one."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("quant_eval", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        nbytes=format_nbytes,
+        estimate=format_estimate,
+        percent=format_percent,
+        accuracy=format_accuracy,
+    )
+    names = short_names([file.name for file in report.files])
+    page = environment.get_template(TEMPLATE).render(
+        report=report,
+        rows=list(zip(names, report.files, strict=True)),
+        kinds=kinds_of(report.files),
+        # drawn here from numbers, and from file names that matplotlib escapes
+        plot=Markup(kl_plot(report)),
+    )
+    with replacing_file(path, force=True) as file:
+        file.write(page.encode())

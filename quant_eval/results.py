@@ -1,0 +1,157 @@
+"""What an evaluation found, as values that go to JSON and back; what was not measured is absent."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.errors import QwqError
+from convert.files import replacing_file
+from quant_eval.divergence import Divergence, Estimate
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """How much is measured, the same for every file of a report.
+
+    n_tokens: reply tokens of the evaluation text that are scored, at most; whole passages.
+    n_problems: problems of each kind; task_seconds: no problem is begun after so long, so that a
+    slow engine's rows have a smaller n. max_tokens: longest reply. seed: of problems and sampling.
+    """
+
+    n_tokens: int = 16_384
+    n_problems: int = 20
+    task_seconds: float = 60.0
+    max_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How many problems of one kind were solved, and how many replies max_tokens cut."""
+
+    n: int
+    n_correct: int
+    n_cut: int
+
+    @property
+    def share(self) -> float:
+        """Solved problems over problems."""
+        return self.n_correct / self.n
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the share; one problem has none."""
+        if self.n < 2:
+            return None
+        return math.sqrt(self.share * (1 - self.share) / (self.n - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One reply, to be read by people."""
+
+    question: str
+    reasoning: str
+    answer: str
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """One file's row: its size, its divergence by part of the reply, its accuracy by task.
+
+    sha256: of the file, or of the names and hashes of a folder's files. elapsed_s: of measuring.
+    """
+
+    name: str
+    sha256: str
+    nbytes: int
+    bits_per_weight: float
+    engine: str
+    divergence: Mapping[str, Divergence]
+    accuracy: Mapping[str, Accuracy]
+    tokens_per_s: Estimate | None
+    examples: tuple[Example, ...]
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All files of one run against one reference.
+
+    model: the checkpoint's name. checkpoint_sha256, evaluation_sha256: of weights and text.
+    """
+
+    model: str
+    checkpoint_sha256: str
+    evaluation_sha256: str
+    settings: EvaluationSettings
+    environment: Mapping[str, str]
+    files: tuple[FileResult, ...]
+    schema_version: int = SCHEMA_VERSION
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """What tells the files apart: names without their ending and without what all begin with."""
+    stems = [name.removesuffix(".gguf") for name in names]
+    if len(stems) < 2:
+        return stems
+    words = [stem.split("-") for stem in stems]
+    n_shared = 0
+    while len({tuple(each[: n_shared + 1]) for each in words}) == 1 and n_shared < len(words[0]):
+        n_shared += 1
+    return ["-".join(each[n_shared:]) or stem for each, stem in zip(words, stems, strict=True)]
+
+
+def to_json(value: Any) -> Any:
+    """A value of this module as JSON's types, without keys for what is absent."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: to_json(each) for name, each in fields.items() if each is not None}
+    if isinstance(value, Mapping):
+        return {str(name): to_json(each) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(each) for each in value]
+    return value
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write one JSON document with sorted keys, whole or not at all, over an older one."""
+    text = json.dumps(to_json(document), indent=2, sort_keys=True, allow_nan=False)
+    with replacing_file(path, force=True) as file:
+        file.write((text + "\n").encode())
+
+
+def file_result(data: Mapping[str, Any]) -> FileResult:
+    """A FileResult from what to_json made of it. Raises QwqError where the keys are others."""
+    try:
+        speed = data.get("tokens_per_s")
+        return FileResult(
+            name=data["name"],
+            sha256=data["sha256"],
+            nbytes=data["nbytes"],
+            bits_per_weight=data["bits_per_weight"],
+            engine=data["engine"],
+            divergence={part: _divergence(each) for part, each in data["divergence"].items()},
+            accuracy={kind: Accuracy(**each) for kind, each in data["accuracy"].items()},
+            tokens_per_s=None if speed is None else _estimate(speed),
+            examples=tuple(Example(**each) for each in data["examples"]),
+            elapsed_s=data["elapsed_s"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise QwqError(f"stored result: {error!r} does not fit; evaluate again") from error
+
+
+def _divergence(data: Mapping[str, Any]) -> Divergence:
+    estimates = ("perplexity", "reference_perplexity", "kl_nats", "top1_agreement")
+    return Divergence(**{**data, **{name: _estimate(data[name]) for name in estimates}})
+
+
+def _estimate(data: Mapping[str, Any]) -> Estimate:
+    return Estimate(data["value"], data.get("standard_error"), data["n"])

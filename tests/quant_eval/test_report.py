@@ -1,0 +1,222 @@
+"""Results to JSON and back, the terminal's table, and the page: whole, escaped, offline."""
+
+import json
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from convert.errors import QwqError
+from quant_eval.divergence import Divergence, Estimate
+from quant_eval.plot import kl_plot
+from quant_eval.report import (
+    format_estimate,
+    format_percent,
+    kinds_of,
+    results_table,
+    write_html,
+)
+from quant_eval.results import (
+    Accuracy,
+    EvaluationSettings,
+    Example,
+    FileResult,
+    Report,
+    file_result,
+    short_names,
+    to_json,
+    write_json,
+)
+
+KINDS = ("arithmetic", "compare", "letters", "choice", "tool_call", "tool_result", "second_turn")
+# type, bytes, bits per weight, mean KL, top-1 share, solved of 20, tokens/s
+ROWS = (
+    ("BF16", 8_420_000, 16.0, 1.1e-7, 0.9999, 20, 1010.0),
+    ("Q8_0", 4_530_000, 8.5, 2.3e-4, 0.995, 20, 1400.0),
+    ("Q6_K", 3_540_000, 6.56, 1.1e-3, 0.99, 19, 1300.0),
+    ("Q5_K_M", 3_100_000, 5.7, 3.2e-3, 0.983, 19, 1320.0),
+    ("Q4_K_M", 2_740_000, 4.9, 9.7e-3, 0.97, 18, 1450.0),
+    ("Q4_K_S", 2_600_000, 4.6, 1.2e-2, 0.965, 18, 1470.0),
+    ("Q3_K_M", 2_200_000, 3.9, 5.1e-2, 0.93, 14, 1330.0),
+    ("Q2_K", 1_800_000, 3.0, 4.4e-1, 0.80, 6, 1400.0),
+    ("gptq-4bit", 2_900_000, 4.6, 8.0e-3, 0.972, 18, 62.0),
+)
+
+
+def divergence(kl: float, top1: float) -> Divergence:
+    return Divergence(
+        n_tokens=16_301,
+        n_passages=160,
+        perplexity=Estimate(1.213 + kl, 0.011, 16_301),
+        reference_perplexity=Estimate(1.213, 0.011, 16_301),
+        kl_nats=Estimate(kl, kl / 15, 16_301),
+        kl_median_nats=kl / 9,
+        kl_q99_nats=kl * 11,
+        top1_agreement=Estimate(top1, (1 - top1) / 12, 16_301),
+    )
+
+
+def result(name: str, *row: float) -> FileResult:
+    nbytes, bits, kl, top1, n_correct, speed = row
+    return FileResult(
+        name=f"nano-qwq-{name}" + ("" if name.startswith("gptq") else ".gguf"),
+        sha256="ab" * 32,
+        nbytes=int(nbytes),
+        bits_per_weight=bits,
+        engine="transformers" if name.startswith("gptq") else "llama.cpp",
+        divergence={part: divergence(kl, top1) for part in ("reply", "thought", "answer")},
+        accuracy={kind: Accuracy(20, int(n_correct), 0) for kind in KINDS},
+        tokens_per_s=Estimate(speed, 3.0, 140),
+        examples=(
+            Example(
+                "Which is larger, 9.9 or 9.11?",
+                "Line up 9.90 and 9.11.\n9=9\n9>1\nSo 9.9 is larger.",
+                "9.9 is larger than 9.11.",
+                "stop",
+            ),
+        ),
+        elapsed_s=17.2,
+    )
+
+
+REPORT = Report(
+    model="nano-qwq",
+    checkpoint_sha256="cd" * 32,
+    evaluation_sha256="ef" * 32,
+    settings=EvaluationSettings(),
+    environment={"python": "3.11.9", "processor": "x86_64, 2 cores", "torch": "2.13.0"},
+    files=tuple(result(*row) for row in ROWS),
+)
+
+
+def text_of(report: Report, width: int = 140) -> str:
+    console = Console(file=StringIO(), width=width)
+    console.print(results_table(report))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_results_survive_json() -> None:
+    """Catches a field that is lost or renamed on its way to the disk and back."""
+    for file in REPORT.files:
+        assert file_result(json.loads(json.dumps(to_json(file)))) == file
+
+
+def test_unmeasured_is_absent() -> None:
+    """Catches a null or a 0 where nothing was measured."""
+    bare = replace(REPORT.files[0], divergence={}, accuracy={}, tokens_per_s=None)
+    data = to_json(bare)
+    assert "tokens_per_s" not in data
+    assert file_result(data) == bare
+    text = text_of(replace(REPORT, files=(bare,)))
+    assert re.search(r"\b0\b", text) is None
+    assert kl_plot(replace(REPORT, files=(bare,))) == ""
+
+
+def test_json_is_sorted_and_versioned(tmp_path: Path) -> None:
+    """Catches a document whose bytes depend on the order of measuring."""
+    write_json(tmp_path / "report.json", REPORT)
+    text = (tmp_path / "report.json").read_text()
+    data = json.loads(text)
+    assert data["schema_version"] == 1
+    assert list(data) == sorted(data)
+    assert len(data["files"]) == len(ROWS)
+
+
+def test_stored_results_of_another_form_are_refused() -> None:
+    """Catches a result of another version that is taken as this one's."""
+    data = to_json(REPORT.files[0])
+    del data["divergence"]["reply"]["kl_nats"]
+    with pytest.raises(QwqError, match="evaluate again"):
+        file_result(data)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "expected"),
+    [
+        (Estimate(0.021345, 0.00112, 9), ("0.0213", "±0.0011")),
+        (Estimate(1.23456, 0.0123, 9), ("1.235", "±0.012")),
+        (Estimate(412.7, 31.0, 9), ("413", "±31")),
+        (Estimate(1.23e-7, 2e-9, 9), ("1.2e-7", "±0.0e-7")),
+        (Estimate(9.7e-3, 6.6e-4, 9), ("9.7e-3", "±0.7e-3")),
+        (Estimate(1.5e-8, 6.5e-6, 9), ("1.5e-8", "±650.0e-8")),
+        (Estimate(0.5, None, 9), ("0.5", "")),
+        (Estimate(1.0, 0.0, 9), ("1", "")),
+        (None, ("", "")),
+    ],
+)
+def test_estimates_show_the_digits_they_have(
+    estimate: Estimate | None, expected: tuple[str, str]
+) -> None:
+    """Catches digits beyond the error, and errors rounded away."""
+    assert format_estimate(estimate) == expected
+
+
+def test_shares_are_percent() -> None:
+    """Catches a share shown as a fraction, and decimals that a share near 100 % does not need."""
+    assert format_percent(Estimate(0.97, 0.0025, 9)) == ("97.00", "±0.25")
+    assert format_percent(Estimate(0.9999, 8e-6, 9)) == ("99.99", "±0.00")
+    assert format_percent(Estimate(0.8, 0.017, 9)) == ("80.0", "±1.7")
+    assert format_percent(None) == ("", "")
+
+
+def test_names_are_what_differs() -> None:
+    """Catches a shared beginning cut inside a word."""
+    assert short_names(["nano-qwq-Q4_K_M.gguf", "nano-qwq-Q4_K_S.gguf"]) == ["Q4_K_M", "Q4_K_S"]
+    assert short_names(["a-Q8_0.gguf", "a-gptq-4bit"]) == ["Q8_0", "gptq-4bit"]
+    assert short_names(["nano-qwq-Q8_0.gguf"]) == ["nano-qwq-Q8_0"]
+
+
+def test_the_table_has_a_row_a_file() -> None:
+    """Catches rows or columns lost, and a table that does not fit a wide terminal."""
+    text = text_of(REPORT)
+    for name, *_ in ROWS:
+        assert name in text
+    assert "±0.6e-3" in text
+    assert kinds_of(REPORT.files) == list(KINDS)
+    assert "20 problems each" in text
+
+
+def test_the_plot_is_an_svg_with_every_name() -> None:
+    """Catches a plot that is no XML, names a file nowhere, or is drawn in a fixed ink."""
+    svg = kl_plot(REPORT)
+    ElementTree.fromstring(svg)
+    for name, *_ in ROWS:
+        assert f">{name}<" in svg
+    assert "currentColor" in svg
+    assert "#010203" not in svg
+    assert kl_plot(REPORT) == svg
+
+
+def test_a_plot_takes_a_divergence_of_zero() -> None:
+    """Catches a logarithm of 0: a file may equal the reference exactly."""
+    same = replace(REPORT.files[0], divergence={"reply": divergence(0.0, 1.0)})
+    assert ">BF16<" in kl_plot(replace(REPORT, files=(same, *REPORT.files[1:])))
+
+
+def test_the_page_is_whole_and_offline(tmp_path: Path) -> None:
+    """Catches anything that a browser would fetch, and script of any kind."""
+    write_html(tmp_path / "report.html", REPORT)
+    page = (tmp_path / "report.html").read_text()
+    for name, *_ in ROWS:
+        assert name in page
+    assert not re.search(r"<(script|link|img|iframe|object)\b", page)
+    links = set(re.findall(r"https?://[^\"'<> ]+", page))
+    assert all(link.startswith("http://www.w3.org/") for link in links), links
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_the_page_escapes_what_models_write(tmp_path: Path) -> None:
+    """Catches markup of a reply, a question or a file name that a browser would run."""
+    evil = "<img src=x onerror=alert(1)>"
+    file = replace(
+        REPORT.files[0], name=f"a-{evil}.gguf", examples=(Example(evil, evil, evil, "stop"),)
+    )
+    write_html(tmp_path / "report.html", replace(REPORT, files=(file, REPORT.files[1])))
+    page = (tmp_path / "report.html").read_text()
+    assert "<img" not in page
+    assert page.count("&lt;img src=x") >= 4
