@@ -1,0 +1,226 @@
+"""The checkpoint's own template, rendered as transformers renders it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from convert.errors import QwqError
+from qwq_local.engine import Engine
+from qwq_local.messages import Message, answer_start
+
+if TYPE_CHECKING:
+    import jinja2
+
+_PRIVATE_USE = range(0xE000, 0xF900)
+_THOUGHT_CLOSE = "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation: pieces of text, and between them the template's control tokens.
+
+    A control token's text inside a message is ordinary text within a piece.
+    """
+
+    pieces: tuple[tuple[str, bool], ...]  # (text, whether it is one control token)
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the reply starts inside its thought."""
+        return self.text.endswith("<think>\n")
+
+    def tokenize(self, engine: Engine) -> list[int]:
+        """Ids of the prompt; what a message says never becomes a control token."""
+        ids: list[int] = []
+        for text, is_control in self.pieces:
+            if is_control:
+                ids.append(engine.control_tokens[text])
+            else:
+                ids += engine.tokenize(text, parse_special=False)
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A jinja2 template with what transformers hands to it.
+
+    control_tokens: the tokenizer's special tokens, as text.
+    variables: bos_token, eos_token and the like.
+    """
+
+    source: str
+    control_tokens: Collection[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """Render normalised messages.
+
+        Raises QwqError where the template is broken, refuses the messages or asks for what its
+        sandbox forbids.
+        """
+        template = _compile(self.source)
+        marks = _marks((*self.control_tokens, _THOUGHT_CLOSE), (self.source, messages, tools))
+        control_marks = {text: mark for text, mark in marks.items() if text != _THOUGHT_CLOSE}
+        arguments = {
+            "messages": [_mark_message(message, control_marks, marks) for message in messages],
+            "tools": _replace_in(tools, control_marks) if tools else None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        rendered = _render(template, {**self.variables, **arguments})
+        texts = {mark: text for text, mark in marks.items()}
+        return Prompt(tuple(_pieces(rendered, self.control_tokens, texts)))
+
+
+def _pieces(
+    rendered: str, control_tokens: Collection[str], texts: Mapping[str, str]
+) -> Iterator[tuple[str, bool]]:
+    """Cut the template's own control tokens out, then put the text of each mark back."""
+    parts = re.split(f"({_any_of(control_tokens)})", rendered)
+    for index, part in enumerate(parts):
+        if part:
+            yield _replace(part, texts), index % 2 == 1
+
+
+def _mark_message(
+    message: Message, control_marks: Mapping[str, str], marks: Mapping[str, str]
+) -> Message:
+    """Hide control tokens from tokenizer and template, and a </think> in an answer from the latter.
+
+    The template drops what stands before the last </think>, which is meant for thoughts.
+    """
+    marked: Message = _replace_in(message, control_marks)
+    if message["role"] == "assistant":
+        content, start = message["content"], answer_start(message)
+        marked["content"] = _replace(content[:start], control_marks) + _replace(
+            content[start:], marks
+        )
+    return marked
+
+
+def _marks(texts: Collection[str], used_in: object) -> dict[str, str]:
+    """One private-use character for each text, none of which occurs in the messages or tools."""
+    used = set(json.dumps(used_in, ensure_ascii=False, default=str))
+    free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    marks = dict(zip(texts, free, strict=False))
+    if len(marks) < len(texts):
+        raise QwqError(
+            "messages: they use nearly every private-use character (U+E000 to U+F8FF); "
+            "leave those out"
+        )
+    return marks
+
+
+def _replace_in(value: Any, table: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return _replace(value, table)
+    if isinstance(value, dict):
+        return {_replace_in(key, table): _replace_in(item, table) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_in(item, table) for item in value]
+    return value
+
+
+def _replace(text: str, table: Mapping[str, str]) -> str:
+    return re.sub(_any_of(table), lambda match: table[match[0]], text)
+
+
+def _any_of(texts: Collection[str]) -> str:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return "|".join(map(re.escape, longest_first)) or "(?!)"  # (?!) matches nothing
+
+
+def _render(template: jinja2.Template, arguments: Mapping[str, Any]) -> str:
+    import jinja2
+
+    try:
+        return template.render(arguments)
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise QwqError(
+            f"chat template: it fails on these messages ({error}); "
+            "change the messages, or use the template of the original checkpoint"
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _compile(source: str) -> jinja2.Template:
+    """Set jinja2 up as transformers does: these options, filters and globals are its interface."""
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class GenerationBlock(jinja2.ext.Extension):
+        """`{% generation %}` marks what the model wrote; to a renderer it is only its content."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationBlock, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise QwqError(
+            f"chat template: it is no valid template ({error}); "
+            "use the template of the original checkpoint"
+        ) from error
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime(form)

@@ -1,0 +1,1 @@
+"""The engines behind the Protocol of qwq_local.engine."""

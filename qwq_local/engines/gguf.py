@@ -1,0 +1,287 @@
+"""GGUF files through llama.cpp's C interface, as llama-cpp-python binds it."""
+
+import ctypes
+import logging
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import GgufError, QwqError
+from convert.gguf_header import GgufHeader
+from qwq_local.engines.loop import EngineLoop
+from qwq_local.memory import choose_context, usable_cores
+from qwq_local.sampling import Sampling
+
+ARCHITECTURE = "qwen2"
+_F16_NBYTES = 2
+_CONTROL = 1 << 3  # llama_token_attr
+_UNUSED_OR_UNKNOWN = (1 << 0) | (1 << 1)
+
+_llama_log = logging.getLogger("qwq_local.llama")
+_last_errors: deque[str] = deque(maxlen=3)
+
+
+class GgufEngine(EngineLoop):
+    """One GGUF file in llama.cpp, on the GPU where llama-cpp-python was built for one.
+
+    context: tokens to reserve the kv_cache for; None chooses by the model and the free memory.
+    threads: None takes the physical cores. Raises GgufError where llama.cpp refuses the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: GgufHeader,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        sizes = _sizes(path, header)
+        n_context = choose_context(
+            context,
+            n_possible=sizes["context_length"],
+            kv_nbytes_per_token=_kv_nbytes_per_token(sizes),
+            weights_nbytes=header.file_nbytes - header.data_offset,
+        )
+        self._llama = _library()
+        self._model = self._load_model(path)
+        self._context: Any = None
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        super().__init__(
+            vocab_size=self._llama.llama_vocab_n_tokens(self._vocab), context_length=n_context
+        )
+        try:
+            self._context = self._make_context(path, threads or usable_cores())
+        except QwqError:
+            self.close()
+            raise
+        self._batch_ids = (self._llama.llama_token * self.prefill_batch)()
+        self._batch_outputs = (ctypes.c_int8 * self.prefill_batch)(*[1] * self.prefill_batch)
+        self.control_tokens = {
+            self._piece(token_id).decode("utf-8", errors="replace"): token_id
+            for token_id in range(self.vocab_size)
+            if self._llama.llama_vocab_get_attr(self._vocab, token_id) & _CONTROL
+        }
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        # Qwen2's tokenizer composes its text (NFC), which llama.cpp leaves out
+        data = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace")
+        capacity = len(data) + 1
+        ids = (self._llama.llama_token * capacity)()
+        n = self._llama.llama_tokenize(
+            self._open_vocab(), data, len(data), ids, capacity, False, parse_special
+        )
+        assert n >= 0, "no text has more tokens than bytes"
+        return list(ids[:n])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        attributes = self._llama.llama_vocab_get_attr(self._open_vocab(), token_id)
+        return b"" if attributes & _UNUSED_OR_UNKNOWN else self._piece(token_id)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._context is not None:
+                self._llama.llama_free(self._context)
+                self._context = None
+            if self._model is not None:
+                self._llama.llama_model_free(self._model)
+                self._model = None
+
+    def _load_model(self, path: Path) -> Any:
+        params = self._llama.llama_model_default_params()
+        model = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        if model is None:
+            raise GgufError(f"{path}: llama.cpp cannot load it ({_why()}); make the file again")
+        return model
+
+    def _make_context(self, path: Path, n_threads: int) -> Any:
+        params = self._llama.llama_context_default_params()
+        params.n_ctx = self.context_length
+        params.n_batch = params.n_ubatch = self.prefill_batch
+        params.n_outputs_max = self.n_logits_rows
+        params.n_threads = params.n_threads_batch = n_threads
+        context = self._llama.llama_init_from_model(self._model, params)
+        if context is None:
+            raise QwqError(
+                f"{path}: llama.cpp has no room for a context of {self.context_length:,} tokens "
+                f"({_why()}); choose a smaller one with --context"
+            )
+        return context
+
+    def _open_context(self) -> Any:
+        if self._context is None:
+            raise QwqError("the model is closed; open it again")
+        return self._context
+
+    def _open_vocab(self) -> Any:
+        self._open_context()
+        return self._vocab
+
+    def _piece(self, token_id: int) -> bytes:
+        capacity = 64
+        while True:
+            buffer = ctypes.create_string_buffer(capacity)
+            n = self._llama.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, True)
+            if n >= 0:
+                return buffer.raw[:n]
+            capacity = -n
+
+    def _trim(self, n_kept: int) -> None:
+        memory = self._llama.llama_get_memory(self._open_context())
+        removed = self._llama.llama_memory_seq_rm(memory, 0, n_kept, -1)
+        assert removed, "a kv_cache of attention layers can be cut anywhere"
+
+    def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
+        self._batch_ids[: len(ids)] = ids
+        batch = self._llama.llama_batch(
+            n_tokens=len(ids),
+            token=self._batch_ids,
+            logits=self._batch_outputs if all_logits else None,
+        )
+        status = self._llama.llama_decode(self._open_context(), batch)
+        if status != 0:
+            raise QwqError(
+                f"llama.cpp: decoding {len(ids)} tokens failed with status {status} ({_why()}); "
+                "open the model again, with a smaller --context if memory is short"
+            )
+
+    def _read_logits(self, n: int) -> NDArray[np.float32]:
+        import numpy as np
+
+        pointer = self._llama.llama_get_logits(self._open_context())
+        return np.ctypeslib.as_array(pointer, shape=(n, self.vocab_size)).copy()
+
+    @contextmanager
+    def _sampler(
+        self, sampling: Sampling, seed: int, prompt: Sequence[int]
+    ) -> Iterator[Callable[[], int]]:
+        chain = make_chain(
+            self._llama,
+            sampling,
+            seed=seed,
+            vocab_size=self.vocab_size,
+            n_window=self.context_length,
+            prompt=prompt,
+        )
+        try:
+            yield lambda: self._llama.llama_sampler_sample(chain, self._open_context(), -1)
+        finally:
+            self._llama.llama_sampler_free(chain)
+
+
+def make_chain(
+    llama: Any,
+    sampling: Sampling,
+    *,
+    seed: int,
+    vocab_size: int,
+    n_window: int,
+    prompt: Sequence[int],
+) -> Any:
+    """llama.cpp's samplers in transformers' order, the draw last; to be freed by the caller.
+
+    n_window: how many ids the penalties remember.
+    """
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+
+    def add(sampler: Any) -> None:
+        llama.llama_sampler_chain_add(chain, sampler)
+
+    if sampling.repetition_penalty != 1:
+        repetition = llama.llama_sampler_init_penalties(
+            vocab_size, n_window, sampling.repetition_penalty, 0.0, 0.0
+        )
+        for token_id in prompt:
+            llama.llama_sampler_accept(repetition, token_id)
+        add(repetition)
+    if sampling.presence_penalty != 0:
+        add(
+            llama.llama_sampler_init_penalties(
+                vocab_size, n_window, 1.0, 0.0, sampling.presence_penalty
+            )
+        )
+    if sampling.greedy:
+        add(llama.llama_sampler_init_greedy())
+        return chain
+    add(llama.llama_sampler_init_temp(sampling.temperature))
+    add(llama.llama_sampler_init_top_k(sampling.top_k))
+    add(llama.llama_sampler_init_top_p(sampling.top_p, 1))
+    add(llama.llama_sampler_init_min_p(sampling.min_p, 1))
+    add(llama.llama_sampler_init_dist(seed))
+    return chain
+
+
+def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
+    """The numbers that the size of a context follows from."""
+    metadata = header.metadata
+    architecture = metadata.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        raise GgufError(
+            f"{path}: its architecture is {architecture!r} and QwQ's is {ARCHITECTURE!r}; "
+            "give a file made from QwQ or another Qwen2 model"
+        )
+    sizes = {}
+    for name in (
+        "context_length",
+        "block_count",
+        "embedding_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+    ):
+        value = metadata.get(f"{ARCHITECTURE}.{name}")
+        if not isinstance(value, int) or not 1 <= value < 1 << 24:
+            raise GgufError(
+                f"{path}: {ARCHITECTURE}.{name} is {value!r} and must be a size; "
+                "make the file again"
+            )
+        sizes[name] = value
+    return sizes
+
+
+def _kv_nbytes_per_token(sizes: dict[str, int]) -> int:
+    head_dim = sizes["embedding_length"] // sizes["attention.head_count"]
+    n_values = 2 * sizes["block_count"] * sizes["attention.head_count_kv"] * head_dim
+    return n_values * _F16_NBYTES
+
+
+@cache
+def _library() -> Any:
+    """llama.cpp, started, with its log going to Python's instead of stderr."""
+    from llama_cpp import llama_cpp as llama
+
+    _llama_log.addHandler(logging.NullHandler())  # silent unless the application listens
+    llama.llama_log_set(_log_callback(), None)
+    llama.llama_backend_init()
+    return llama
+
+
+@cache
+def _log_callback() -> Any:
+    """Forward llama.cpp's log; cached because llama.cpp keeps its address."""
+    from llama_cpp import llama_cpp as llama
+
+    levels = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR}
+
+    @llama.llama_log_callback  # type: ignore[untyped-decorator]
+    def forward(level: int, text: bytes, _user_data: object) -> None:
+        message = text.decode("utf-8", errors="replace").strip()
+        if message:
+            if levels.get(level) == logging.ERROR:
+                _last_errors.append(message)
+            _llama_log.log(levels.get(level, logging.DEBUG), "%s", message)
+
+    return forward
+
+
+def _why() -> str:
+    """What llama.cpp logged last as errors, then forgotten."""
+    reason = "; ".join(_last_errors) or "it gives no reason"
+    _last_errors.clear()
+    return reason

@@ -1,0 +1,233 @@
+"""Checkpoint folders through transformers: unquantized ones, and GPTQ ones with GPTQModel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import CheckpointError, QwqError
+from qwq_local.engines.loop import EngineLoop
+from qwq_local.memory import choose_context, usable_cores
+from qwq_local.sampling import Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TransformersEngine(EngineLoop):
+    """A Qwen2 checkpoint in torch, on CUDA or MPS where there is one, else on the CPU.
+
+    On a CPU everything is computed in float32, whatever the file holds: the exact reference.
+    On a GPU in the file's own type. context and threads as for GgufEngine; threads is torch's
+    setting for the whole process. Raises CheckpointError where the folder cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise QwqError(
+                f"{path}: running a folder of safetensors needs torch and transformers; "
+                "install them with: pip install 'qwq-local[gptq]'"
+            ) from error
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._torch = torch
+        self._tokenizer, self._plain_tokenizer = _load_tokenizers(path)
+        self._bytes_of_symbol = _bytes_of_symbols()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        self.control_tokens = {
+            token.content: token_id for token_id, token in added.items() if token.special
+        }
+        self._device = _device(torch)
+        self._model: Any = _load_model(path, config, self._device)
+        model_config = self._model.config
+        head_dim = model_config.hidden_size // model_config.num_attention_heads
+        n_values = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads * head_dim
+        super().__init__(
+            vocab_size=model_config.vocab_size,
+            context_length=choose_context(
+                context,
+                n_possible=model_config.max_position_embeddings,
+                kv_nbytes_per_token=n_values * self._model.dtype.itemsize,
+                weights_nbytes=0,  # loaded already
+            ),
+        )
+        self._kv_cache: Any = transformers.DynamicCache()
+        self._logits: Any = None  # (n, vocab_size) of the last forward pass
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id in self._added:
+            text: str = self._added[token_id]
+            return text.encode()
+        symbols = self._tokenizer.id_to_token(token_id) or ""
+        return bytes(self._bytes_of_symbol[symbol] for symbol in symbols)
+
+    def close(self) -> None:
+        with self._lock:
+            self._model = self._kv_cache = self._logits = None
+
+    def _trim(self, n_kept: int) -> None:
+        n_dropped = self._kv_cache.get_seq_length() - n_kept
+        if n_dropped > 0:
+            self._kv_cache.crop(-n_dropped)
+
+    def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
+        if self._model is None:
+            raise QwqError("the model is closed; open it again")
+        with self._torch.inference_mode():
+            output = self._model(
+                input_ids=self._torch.tensor([ids], device=self._device),
+                past_key_values=self._kv_cache,
+                use_cache=True,
+                logits_to_keep=0 if all_logits else 1,  # 0 keeps all
+            )
+        self._logits = output.logits[0]
+
+    def _read_logits(self, n: int) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = self._logits[-n:].float().cpu().numpy()
+        return array
+
+    @contextmanager
+    def _sampler(
+        self, sampling: Sampling, seed: int, prompt: Sequence[int]
+    ) -> Iterator[Callable[[], int]]:
+        torch = self._torch
+        generator = torch.Generator().manual_seed(seed)
+        seen = list(prompt)
+        chain = make_chain(sampling, n_prompt=len(seen))
+
+        def draw() -> int:
+            scores = chain(torch.tensor([seen]), self._logits[-1:].float().cpu())
+            if sampling.greedy:
+                token_id = int(scores[0].argmax())
+            else:
+                probabilities = scores[0].softmax(dim=-1)
+                token_id = int(torch.multinomial(probabilities, 1, generator=generator))
+            seen.append(token_id)
+            return token_id
+
+        yield draw
+
+
+def make_chain(sampling: Sampling, *, n_prompt: int) -> Any:
+    """transformers' own processors and warpers in its order, as `generate` would build them.
+
+    Called with ids (1, n) and logits (1, vocab_size); returns logits. The presence penalty,
+    which transformers lacks, looks at the ids after the first n_prompt.
+    """
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    def presence(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen = torch.unique(input_ids[0, n_prompt:])
+        scores = scores.clone()
+        scores[0, seen] -= sampling.presence_penalty
+        return scores
+
+    chain: Any = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.presence_penalty != 0:
+        chain.append(presence)
+    if sampling.greedy:
+        return chain
+    chain.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k > 0:
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        chain.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        chain.append(MinPLogitsWarper(sampling.min_p))
+    return chain
+
+
+def is_gptq(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a GPTQ folder."""
+    quantization = config.get("quantization_config") or {}
+    return quantization.get("quant_method") == "gptq"
+
+
+def _device(torch: Any) -> Any:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _load_model(path: Path, config: dict[str, Any], device: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if is_gptq(config) and usable_cores() <= 2:
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with fewer its pool cannot start
+    on_cpu = device.type == "cpu"
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32 if on_cpu else "auto",
+            device_map={"": device},
+            local_files_only=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"{path}: transformers cannot load it ({reason}); make or fetch the folder again"
+        ) from error
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def _load_tokenizers(path: Path) -> tuple[Any, Any]:
+    """The tokenizer twice: with special tokens parsed, and with special tokens as text."""
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise CheckpointError(f"{file}: it is missing; fetch it from the original")
+    tokenizer, plain = Tokenizer.from_file(str(file)), Tokenizer.from_file(str(file))
+    plain.encode_special_tokens = True
+    return tokenizer, plain
+
+
+def _bytes_of_symbols() -> dict[str, int]:
+    """The byte behind each symbol of a byte-level BPE.
+
+    Bytes that are printable in Latin-1 stand for themselves, the others, in order, for the
+    characters from U+0100 on. Source: Radford et al. 2019 (GPT-2).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + index): byte for index, byte in enumerate(others)
+    }

@@ -1,0 +1,45 @@
+"""How much context a machine has room for."""
+
+from convert.errors import UsageError
+
+NATIVE_CONTEXT = 32_768  # what QwQ was trained on; a file's own number may say more or less
+_SMALLEST_CONTEXT = 2_048
+
+
+def choose_context(
+    asked: int | None,
+    *,
+    n_possible: int,
+    kv_nbytes_per_token: int,
+    weights_nbytes: int,
+) -> int:
+    """The context length to load a model with.
+
+    asked: the caller's number, which is taken as it is. Else the model's own, at most 32,768,
+    halved until the kv_cache takes at most half of the memory that the weights leave free.
+    n_possible: the model's own limit in tokens. Raises UsageError where more is asked.
+    """
+    if asked is not None:
+        if not 1 <= asked <= n_possible:
+            raise UsageError(
+                f"context: {asked:,} tokens are asked for and the model has 1 to {n_possible:,}; "
+                "choose a number within"
+            )
+        return asked
+    import psutil
+
+    n_free = max(0, psutil.virtual_memory().available - weights_nbytes)
+    context = min(n_possible, NATIVE_CONTEXT)
+    while context > _SMALLEST_CONTEXT and context * kv_nbytes_per_token > n_free // 2:
+        context //= 2
+    return context
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use, the number of threads that decodes fastest."""
+    import os
+
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(allowed or 1, psutil.cpu_count(logical=False) or 1))

@@ -1,0 +1,255 @@
+"""From the bytes of tokens to the events of a reply: reasoning, answer, tool calls, the end."""
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qwq_local.tools import CALL_CLOSE, CALL_OPEN, parse_call
+
+THOUGHT_OPEN = "<think>"
+THOUGHT_CLOSE = "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of the thought."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A whole call; its result goes back under the same id."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the reader of a reply should know; kind is for programs, text for people."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens. A reply counts its stop token, and its thought the tag that ends it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went: prompt ids found in the kv_cache and read anew, then tokens made."""
+
+    n_cached: int
+    n_prefilled: int
+    prefill_s: float  # until the first token is there
+    n_decoded: int
+    decode_s: float  # from the first token to the last
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Speed of decoding, None where there is nothing to measure it by."""
+        if self.n_decoded < 2 or self.decode_s <= 0:
+            return None
+        return (self.n_decoded - 1) / self.decode_s
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end: finish_reason is "stop", "length" or "tool_calls"."""
+
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+
+
+Event = Reasoning | Answer | ToolCall | Notice | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply."""
+
+    reasoning: str
+    answer: str
+    tool_calls: tuple[ToolCall, ...]
+    notices: tuple[Notice, ...]
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+
+
+def collect(events: Iterable[Event]) -> Reply:
+    """Read a stream of events to its end."""
+    reasoning: list[str] = []
+    answer: list[str] = []
+    calls: list[ToolCall] = []
+    notices: list[Notice] = []
+    done = None
+    for event in events:
+        match event:
+            case Reasoning(text):
+                reasoning.append(text)
+            case Answer(text):
+                answer.append(text)
+            case ToolCall():
+                calls.append(event)
+            case Notice():
+                notices.append(event)
+            case Done():
+                done = event
+    assert done is not None, "a stream of events ends with Done"
+    return Reply(
+        "".join(reasoning),
+        "".join(answer),
+        tuple(calls),
+        tuple(notices),
+        done.finish_reason,
+        done.usage,
+        done.timings,
+    )
+
+
+class ReplySplitter:
+    """Turns the bytes of a reply, cut anywhere, into events as early as they are certain.
+
+    The inverse of how a reply is rendered: reasoning, "\\n</think>\\n\\n", answer, each call as
+    "\\n<tool_call>\\n{...}\\n</tool_call>". Held back is only what may yet be a tag, and a call.
+
+    opens_thought: the prompt ends in "<think>\\n". Where it does not, a reply that starts with the
+        tag has a thought all the same.
+    tools: whether calls are looked for; without tools on offer their tags are text.
+    call_prefix: call ids are this and a number.
+    """
+
+    def __init__(self, *, opens_thought: bool, tools: bool, call_prefix: str) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._state: Callable[..., Iterator[Event]] = self._at_start
+        self._opens_thought = opens_thought
+        self._tools = tools
+        self._call_prefix = call_prefix
+        self._held = ""
+        self._newlines_to_drop: float = 0
+        self._before_call = ""
+        self.n_calls = 0
+
+    @property
+    def in_thought(self) -> bool:
+        return self._state == self._in_reasoning or (
+            self._state == self._at_start and self._opens_thought
+        )
+
+    def feed(self, piece: bytes) -> Iterator[Event]:
+        """Events that this piece makes certain."""
+        yield from self._advance(self._decode(piece), final=False)
+
+    def finish(self) -> Iterator[Event]:
+        """What was held back, and what is to be said of a reply that ends here."""
+        yield from self._advance(self._decode(b"", final=True), final=True)
+        if self.in_thought:
+            yield Notice("unfinished_thought", "the reply ended inside its thought")
+
+    def _advance(self, text: str, *, final: bool) -> Iterator[Event]:
+        self._held += text
+        state = None
+        while state != self._state:
+            state = self._state
+            if self._newlines_to_drop and not self._drop_newlines():
+                return
+            yield from state(final=final)
+
+    def _drop_newlines(self) -> bool:
+        """Drop newlines that belong to a tag; False while more may come."""
+        rest = self._held.lstrip("\n")
+        n_dropped = min(len(self._held) - len(rest), self._newlines_to_drop)
+        self._held = self._held[int(n_dropped) :]
+        self._newlines_to_drop -= n_dropped
+        if self._held:
+            self._newlines_to_drop = 0
+        return bool(self._held)
+
+    def _enter(self, state: Callable[..., Iterator[Event]], *, drop_newlines: float = 0) -> None:
+        self._state = state
+        self._newlines_to_drop = drop_newlines
+
+    def _at_start(self, *, final: bool) -> Iterator[Event]:
+        """Find out whether the reply opens its thought itself."""
+        if not self._opens_thought:
+            self._held = self._held.lstrip("\n")
+        if self._held.startswith(THOUGHT_OPEN):
+            self._held = self._held.removeprefix(THOUGHT_OPEN)
+            self._enter(self._in_reasoning, drop_newlines=1)
+        elif final or not THOUGHT_OPEN.startswith(self._held):
+            self._enter(self._in_reasoning if self._opens_thought else self._in_answer)
+        yield from ()
+
+    def _in_reasoning(self, *, final: bool) -> Iterator[Event]:
+        text, tag, rest = self._held.partition(THOUGHT_CLOSE)
+        if tag:
+            self._held = rest
+            self._enter(self._in_answer, drop_newlines=float("inf"))
+            text = text.removesuffix("\n")
+        elif not final:
+            text = self._release(THOUGHT_CLOSE)
+        else:
+            self._held = ""
+        if text:
+            yield Reasoning(text)
+
+    def _in_answer(self, *, final: bool) -> Iterator[Event]:
+        text, tag, rest = self._held.partition(CALL_OPEN) if self._tools else (self._held, "", "")
+        if tag:
+            self._held = rest
+            self._before_call = "\n" if text.endswith("\n") else ""
+            text = text.removesuffix("\n")
+            self._enter(self._in_call)
+        elif not final and self._tools:
+            text = self._release(CALL_OPEN)
+        else:
+            self._held = ""
+        if text:
+            yield Answer(text)
+
+    def _in_call(self, *, final: bool) -> Iterator[Event]:
+        body, tag, rest = self._held.partition(CALL_CLOSE)
+        if not tag and not final:
+            return
+        self._held = rest
+        call = parse_call(body)
+        if call is not None:
+            name, arguments = call
+            yield ToolCall(f"{self._call_prefix}{self.n_calls}", name, arguments)
+            self.n_calls += 1
+            self._enter(self._in_answer, drop_newlines=1)
+            return
+        self._enter(self._in_answer)
+        yield Answer(f"{self._before_call}{CALL_OPEN}{body}{tag}")
+        yield Notice("broken_tool_call", "a tool call is not valid JSON; it is given as text")
+
+    def _release(self, tag: str) -> str:
+        """Take what cannot belong to the tag, nor be the one newline before it, out of the hold."""
+        n_held = max(_overlap(self._held, tag), _overlap(self._held, "\n" + tag))
+        cut = len(self._held) - n_held
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+
+def _overlap(text: str, tag: str) -> int:
+    """Length of the longest end of the text that is a beginning of the tag."""
+    longest = min(len(text), len(tag) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

@@ -1,0 +1,84 @@
+"""Which tokens may follow: the numbers of the sampler chain, and where their defaults come from."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convert.errors import QwqError, UsageError
+
+MAX_SEED = 2**32 - 2  # one below llama.cpp's mark for "any seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The sampler chain: penalties, then temperature, top_k, top_p, min_p, then one draw.
+
+    That is transformers' order, in which QwQ's numbers were chosen. temperature 0 is greedy;
+    top_k 0, top_p 1, min_p 0, repetition_penalty 1 and presence_penalty 0 switch a step off.
+    repetition_penalty looks at the prompt and the reply, presence_penalty at the reply alone.
+    Defaults: QwQ-32B's generation_config.json. Raises UsageError for a number out of range.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(
+                    f"{name}: {value} is out of range; choose a value from {low:g} to {high:g}"
+                )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 10.0),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (1e-6, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 10.0),
+    "presence_penalty": (-2.0, 2.0),
+}
+
+_GGUF_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+
+
+def sampling_of_gguf(metadata: Mapping[str, Any]) -> Sampling:
+    """The defaults that a GGUF file carries; QwQ's for each key it lacks."""
+    return _from_table({name: metadata.get(key) for name, key in _GGUF_KEYS.items()})
+
+
+def sampling_of_generation_config(config: Mapping[str, Any]) -> Sampling:
+    """The defaults of a checkpoint's generation_config.json; QwQ's for each key it lacks."""
+    return _from_table({field.name: config.get(field.name) for field in _FIELDS})
+
+
+def _from_table(values: Mapping[str, Any]) -> Sampling:
+    known = {name: value for name, value in values.items() if value is not None}
+    for name, value in known.items():
+        if not isinstance(value, int | float):
+            raise QwqError(
+                f"{name}: the model's default is {value!r}, no number; correct its files"
+            )
+        if isinstance(value, float):
+            # a GGUF holds float32: 0.6 comes back as 0.6000000238, and is meant as 0.6
+            known[name] = float(f"{value:.6g}")
+    return Sampling(**known)
+
+
+_FIELDS = dataclasses.fields(Sampling)
