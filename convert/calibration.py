@@ -1,7 +1,5 @@
 """Conversations -> token ids, rendered with the checkpoint's own template, thoughts included."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,8 +57,8 @@ class TokenBatch:
     ids: (n_sequences, n_positions) int64. is_token: the same shape, False on padding.
     """
 
-    ids: torch.Tensor
-    is_token: torch.Tensor
+    ids: "torch.Tensor"
+    is_token: "torch.Tensor"
 
 
 def load_conversations(path: Path | str) -> list[Conversation]:
@@ -87,7 +85,7 @@ def set_digest(conversations: Iterable[Conversation]) -> str:
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The checkpoint's tokenizer with its chat template, from its own files alone.
 
     Raises QwqError where the folder has no readable tokenizer or no template.
@@ -108,7 +106,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def tokenize_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase
+    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase"
 ) -> TokenizedConversation:
     """Render and tokenize one conversation as the model meets it.
 
@@ -135,7 +133,9 @@ def tokenize_conversation(
     for part in parts:
         starts.append(len(ids))
         ids += tokenizer.encode(part, add_special_tokens=False)
-    return TokenizedConversation(tuple(ids), n_prompt=starts[1], answer_start=starts[2], stop=starts[3])
+    return TokenizedConversation(
+        tuple(ids), n_prompt=starts[1], answer_start=starts[2], stop=starts[3]
+    )
 
 
 def take_tokens(

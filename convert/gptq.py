@@ -166,7 +166,7 @@ def factor_inverse(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, fl
     if not bool(hessian.isfinite().all()):
         raise NumericalError("its Hessian holds NaN or Inf; the calibration inputs are damaged")
     if mean_diagonal <= 0:
-        raise NumericalError("its Hessian is zero, no input was ever active; calibrate on more text")
+        raise NumericalError("its Hessian is zero, no input was active; calibrate on more text")
     while True:
         flipped = hessian.flip(0, 1)
         flipped.diagonal().add_(damp * mean_diagonal)

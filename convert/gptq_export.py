@@ -5,8 +5,6 @@ qweight, qzeros, scales and g_idx, packed into int32 along the inputs; all else 
 `checkpoint_format: gptq` (v1) stores zeros minus one.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -31,7 +29,8 @@ from convert.calibration import (
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, NumericalError
 from convert.files import check_disk_space, refuse_existing, replacing_folder
-from convert.gptq import GptqSettings, GptqSolution, dequantize, quantize_matrix
+from convert.gptq import GptqSettings, dequantize, quantize_matrix
+from convert.gptq_format import packed_arrays, packed_tensors, quantization_config
 from convert.hessian import accumulate_hessian
 from convert.layer_stream import HALVES, Half, LayerStream, capturing_input, n_tokens_of
 from convert.qwen2 import TensorSpec, tensor_specs
@@ -80,7 +79,7 @@ class GptqPlan:
 
 @dataclass(frozen=True, slots=True)
 class GptqResult:
-    """What was written. raised_damp: the linears whose Hessian needed more damping, and how much."""
+    """What was written. raised_damp: what it rose to, for the Hessians that needed more."""
 
     path: Path
     nbytes: int
@@ -101,7 +100,7 @@ def plan_gptq(checkpoint: Checkpoint, settings: GptqSettings) -> GptqPlan:
         n_weights += int(np.prod(spec.shape, dtype=np.int64))
         if is_quantized(spec):
             n_quantized += 1
-            tensors += _packed_tensors(spec, settings)
+            tensors += packed_tensors(spec, settings)
         else:
             info = checkpoint.tensors[spec.name]
             tensors.append(OutputTensor(spec.name, info.dtype, info.shape, info.nbytes))
@@ -187,7 +186,7 @@ class _Run:
         self.checkpoint = checkpoint
         self.settings = settings
         self.batches = batches
-        self.stream = LayerStream(checkpoint)
+        self._stream = LayerStream(checkpoint)
         self.raised_damp: dict[str, float] = {}
         self._n_done = 0
         self._n_linears = n_linears
@@ -195,16 +194,113 @@ class _Run:
 
     def chunks(self) -> Iterator[Chunk]:
         """All output tensors in the plan's order."""
+        hidden = self._stream.embed(self.batches)
+        yield from self._copied("model.embed_tokens.weight")
+        for index in range(self.checkpoint.model.n_layers):
+            layer = self._stream.load_layer(index)
+            for half in HALVES:
+                yield from self._half_chunks(layer, f"model.layers.{index}", half, hidden)
+        for spec in tensor_specs(self.checkpoint.model):
+            if spec.layer_index is None and spec.name != "model.embed_tokens.weight":
+                yield from self._copied(spec.name)
+
+    def _half_chunks(
+        self, layer: "Qwen2DecoderLayer", prefix: str, half: Half, hidden: "list[torch.Tensor]"
+    ) -> Iterator[Chunk]:
+        """Quantize half a layer in place, then move the hidden states past it.
+
+        Each linear sees inputs that come from what is already quantized.
+        """
+        norm, body = layer.get_submodule(half.norm), layer.get_submodule(half.body)
+        yield from self._copied(f"{prefix}.{half.norm}.weight")
+        hessian = self._hessian_of_norm(norm, hidden)
+        for linear in half.first:
+            yield from self._linear_chunks(f"{prefix}.{half.body}.{linear}", body, linear, hessian)
+        hessian = self._hessian_of_last(layer, half, hidden)
+        yield from self._linear_chunks(
+            f"{prefix}.{half.body}.{half.last}", body, half.last, hessian
+        )
+        for i, states in enumerate(hidden):
+            hidden[i] = states + self._stream.run_body(layer, half, norm(states))
+
+    def _hessian_of_norm(
+        self, norm: "torch.nn.Module", hidden: "list[torch.Tensor]"
+    ) -> "torch.Tensor":
+        hessian, n_seen = _empty_hessian(self.checkpoint.model.hidden_size), 0
+        for states, batch in zip(hidden, self.batches, strict=True):
+            n_seen = accumulate_hessian(hessian, norm(states[batch.is_token]), n_seen)
+        return hessian
+
+    def _hessian_of_last(
+        self, layer: "Qwen2DecoderLayer", half: Half, hidden: "list[torch.Tensor]"
+    ) -> "torch.Tensor":
+        norm = layer.get_submodule(half.norm)
+        linear = layer.get_submodule(half.body).get_submodule(half.last)
+        assert isinstance(linear.in_features, int)
+        hessian, n_seen = _empty_hessian(linear.in_features), 0
+        for states, batch in zip(hidden, self.batches, strict=True):
+            inputs: list[torch.Tensor] = []
+            with capturing_input(linear, inputs.append):
+                self._stream.run_body(layer, half, norm(states))
+            n_seen = accumulate_hessian(hessian, inputs[0][batch.is_token], n_seen)
+        return hessian
+
+    def _linear_chunks(
+        self, name: str, body: "torch.nn.Module", linear: str, hessian: "torch.Tensor"
+    ) -> Iterator[Chunk]:
+        """Solve one linear, put what it became in its place, and yield its tensors."""
         import torch
 
-        specs = list(tensor_specs(self.checkpoint.model))
-        for spec in specs:
-            if spec.layer_index is None and "embed_tokens" in spec.name:
-                yield from self._copied(spec.name)
-        hidden = self.stream.embed(self.batches)
-        for index in range(self.checkpoint.model.n_layers):
-            with torch.inference_mode():
-                yield from self._layer_chunks(index, hidden)
-        for spec in specs:
-            if spec.layer_index is None and "embed_tokens" not in spec.name:
-                yield from self._copied(spec.name)
+        module = body.get_submodule(linear)
+        assert isinstance(module, torch.nn.Linear)
+        try:
+            solution = quantize_matrix(module.weight, hessian, self.settings)
+        except NumericalError as error:
+            raise NumericalError(f"{name}.weight: {error}") from error
+        if solution.damp != self.settings.damp:
+            self.raised_damp[name] = solution.damp
+            log.warning("%s: its Hessian needed damping %g", name, solution.damp)
+        module.weight.copy_(dequantize(solution, self.settings))
+        codes, scales = solution.codes.cpu().numpy(), solution.scales.cpu().numpy()
+        yield from packed_arrays(f"{name}.weight", codes, scales, self.settings)
+        if module.bias is not None:
+            yield from self._copied(f"{name}.bias")
+        self._n_done += 1
+        if self._on_progress is not None:
+            self._on_progress(self._n_done, self._n_linears)
+
+    def _copied(self, name: str) -> Iterator[Chunk]:
+        """A tensor in its own dtype, in slices: narrowing what was widened exactly is exact."""
+        info = self.checkpoint.tensors[name]
+        for start in range(0, info.shape[0], COPY_ROWS):
+            rows = self.checkpoint.rows(name, start, min(start + COPY_ROWS, info.shape[0]))
+            yield name, _narrowed(rows, info.dtype)
+
+
+def _empty_hessian(n_in: int) -> "torch.Tensor":
+    import torch
+
+    return torch.zeros(n_in, n_in, dtype=torch.float32)
+
+
+def _narrowed(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+    if dtype == "BF16":
+        return (rows.view(np.uint32) >> 16).astype("<u2")
+    return rows.astype({"F16": "<f2", "F32": "<f4"}[dtype])
+
+
+def _write_configs(
+    checkpoint: Checkpoint, folder: Path, settings: GptqSettings, meta: dict[str, Any]
+) -> None:
+    """The tokenizer's files as they are, and the two configs."""
+    for name in COPIED_FILES:
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, folder / name)
+    quantization = quantization_config(settings, meta)
+    _dump(folder / "quantize_config.json", quantization)
+    _dump(folder / "config.json", checkpoint.config | {"quantization_config": quantization})
+
+
+def _dump(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

@@ -1,7 +1,5 @@
 """Safetensors shards written as the tensors come: the header is known before the first byte."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

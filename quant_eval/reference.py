@@ -1,0 +1,83 @@
+"""The unquantized model's logits, from its final hidden states: never the whole model in memory.
+
+The hidden states come layer by layer; logits are recomputed from them on demand, in float32, slice
+by slice of the output matrix.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from convert.calibration import token_batches
+from convert.checkpoint import Checkpoint
+from convert.layer_stream import LayerStream
+
+BATCH_TOKENS = 2048
+MAX_CHUNK_ELEMENTS = 1 << 26  # of logits at a time: 256 MiB
+MATRIX_ROWS = 16_384  # of the output matrix at a time
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Final hidden states, after the final norm: (n_tokens, hidden_size) float32 a passage."""
+
+    checkpoint: Checkpoint
+    hidden: tuple[Floats, ...]
+
+    def logits(self, passage: int, start: int = 0, stop: int | None = None) -> Iterator[Floats]:
+        """Logits after the tokens start to stop of a passage, in chunks (n, vocab_size) float32."""
+        states = self.hidden[passage][start:stop]
+        vocab_size = self.checkpoint.model.vocab_size
+        n_rows = max(1, MAX_CHUNK_ELEMENTS // vocab_size)
+        for first in range(0, len(states), n_rows):
+            yield self._project(states[first : first + n_rows])
+
+    def _project(self, states: Floats) -> Floats:
+        """(n, hidden_size) to (n, vocab_size), reading the output matrix in slices."""
+        model = self.checkpoint.model
+        name = "model.embed_tokens.weight" if model.tied_embeddings else "lm_head.weight"
+        logits = np.empty((len(states), model.vocab_size), dtype=np.float32)
+        for start in range(0, model.vocab_size, MATRIX_ROWS):
+            stop = min(start + MATRIX_ROWS, model.vocab_size)
+            np.matmul(states, self.checkpoint.rows(name, start, stop).T, out=logits[:, start:stop])
+        return logits
+
+
+def final_hidden_states(
+    checkpoint: Checkpoint,
+    passages: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """Run the unquantized model over the passages' token ids, in float32, one layer in memory.
+
+    passages: token ids, of any lengths from 1. on_progress: called with the layers done and all.
+    """
+    stream = LayerStream(checkpoint)
+    # A batch of one passage each, sorted by length, tells which passage each row is.
+    order = sorted(range(len(passages)), key=lambda i: len(passages[i]))
+    batches = token_batches(passages, batch_tokens=batch_tokens)
+    finished = stream.final_hidden(batches, on_progress=on_progress)
+    weight = checkpoint.read("model.norm.weight")
+    rows = (
+        states[row][: int(n)].cpu().numpy()
+        for states, batch in zip(finished, batches, strict=True)
+        for row, n in enumerate(batch.is_token.sum(dim=1))
+    )
+    hidden: dict[int, Floats] = {
+        i: _rms_norm(states, weight, checkpoint.model.rms_norm_eps)
+        for i, states in zip(order, rows, strict=True)
+    }
+    return Reference(checkpoint, tuple(hidden[i] for i in range(len(passages))))
+
+
+def _rms_norm(states: Floats, weight: Floats, eps: float) -> Floats:
+    """Zhang and Sennrich 2019, with a weight; the mean is taken in float32."""
+    variance = np.mean(np.square(states), axis=-1, keepdims=True, dtype=np.float32)
+    normed: Floats = weight * (states / np.sqrt(variance + np.float32(eps)))
+    return normed
