@@ -128,16 +128,20 @@ class Checkpoint:
         view = buffer.data
         file, lock = self._shards[info.path]
         n_read = 0
-        with lock:
-            file.seek(info.offset + start)
-            while n_read < nbytes:
-                n_new = file.readinto(view[n_read:])
-                if not n_new:
-                    raise CheckpointError(
-                        f"{info.path}: {info.name} ends {nbytes - n_read:,} bytes early, "
-                        f"the file changed while it was read; {_WHAT_TO_DO}"
-                    )
-                n_read += n_new
+        try:
+            with lock:
+                file.seek(info.offset + start)
+                while n_read < nbytes and (n_new := file.readinto(view[n_read:])):
+                    n_read += n_new
+        except OSError as error:
+            raise CheckpointError(
+                f"{info.path}: {info.name} cannot be read ({error.strerror}); check the disk"
+            ) from error
+        if n_read < nbytes:
+            raise CheckpointError(
+                f"{info.path}: {info.name} ends {nbytes - n_read:,} bytes early, the file changed "
+                f"while it was read; {_WHAT_TO_DO}"
+            )
         return buffer
 
 

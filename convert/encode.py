@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES
-from gguf import GGMLQuantizationType as QuantType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from convert.errors import QwqError
 
+QuantType = GGMLQuantizationType
 Float32Array = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
@@ -47,7 +47,8 @@ def encode_rows(
     """Encode rows just as llama.cpp does, on the threads of `pool` where one is given.
 
     rows: (n_rows, n_in) finite float32. importance: (n_in,), mean squared activation.
-    Returns (n_rows, row_nbytes) uint8. Neither how rows are cut into calls nor the number of
+    Returns (n_rows, row_nbytes) uint8. Raises OverflowError where a block's scale or a weight does
+    not fit the type's 16-bit floats. Neither how rows are cut into calls nor the number of
     threads changes a byte.
     """
     n_rows, n_in = rows.shape
@@ -75,6 +76,10 @@ def encode_rows(
             None if importance is None else importance.ctypes.data,
         )
         assert n_written == (stop - start) * blocks.shape[1], (quant_type, n_written)
+        if not library.ggml_validate_row_data(
+            int(quant_type), blocks[start:stop].ctypes.data, n_written
+        ):
+            raise OverflowError(f"weights are too large for {quant_type.name}")
 
     rows_per_task = max(1, _N_PER_TASK // n_in)
     starts = range(0, n_rows, rows_per_task)
@@ -118,4 +123,6 @@ def _libggml() -> ctypes.CDLL:
         ctypes.c_void_p,
     ]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
     return library

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES
-from gguf import GGMLQuantizationType as QuantType
 
+from convert.encode import QuantType
 from convert.errors import GgufError
 
 MetadataValue = int | float | bool | str | list[str] | npt.NDArray[np.generic]

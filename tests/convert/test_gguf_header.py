@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from convert.encode import QuantType
 from convert.errors import GgufError
-from convert.gguf_header import GgufHeader, QuantType, read_header
+from convert.gguf_header import GgufHeader, read_header
 
 
 def write_small(path: Path) -> bytes:
