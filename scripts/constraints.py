@@ -1,7 +1,7 @@
 """Pin every package that a full install takes: `make constraints` rewrites constraints.txt.
 
-It resolves pyproject.toml with all extras as if nothing were installed, and installs nothing. Run it
-where a CPU build of torch is chosen, so that the file names no CUDA packages; where torch brings
+It resolves pyproject.toml with all extras as if nothing were installed, and installs nothing. Run
+it where a CPU build of torch is chosen, so that the file names no CUDA packages; where torch brings
 them, torch itself asks for their exact versions.
 """
 

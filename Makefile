@@ -1,0 +1,48 @@
+# Works with GNU and BSD make. On Windows, in a shell that has make: make BIN=.venv/Scripts PYTHON=py
+BIN = .venv/bin
+PYTHON = python3
+READY = .venv/ready
+
+# What `make quantize` makes, of what and where to; empty: all default types of the bundled model.
+MODEL =
+QUANT =
+OUT =
+# What `make test` hands to pytest, as in TESTS="tests/convert -k golden".
+TESTS =
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv with every package at its pinned version (TORCH_INDEX=, QWQ_BACKEND=)
+
+$(READY): pyproject.toml constraints.txt scripts/setup.py scripts/install.py scripts/llama_wheel.py
+	@$(PYTHON) scripts/setup.py
+	@touch $(READY)
+
+quantize: $(READY) ## quantize, check and evaluate a model (MODEL=, QUANT="Q4_K_M gptq-4bit", OUT=)
+	@set --; for type in $(QUANT); do set -- "$$@" --type "$$type"; done; \
+	$(BIN)/qwq quantize $${MODEL:+"$$MODEL"} "$$@" $${OUT:+--out "$$OUT"}
+
+test: $(READY) ## run all tests (TESTS="tests/convert -k golden" for some)
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(READY) ## check layout, types and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## lay the code out
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench-encoders: $(READY) ## compare three builds of the block encoders: bytes and speed
+	@$(BIN)/python benchmarks/encoders.py
+
+constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
+	@$(BIN)/python scripts/constraints.py
+
+clean: ## remove what was made, but not .venv and not models/
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+.PHONY: help setup quantize test lint format bench-encoders constraints clean
