@@ -44,6 +44,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> Non
     _read_object(config_path)
     try:
         special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
+        special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
         special.add_to_gguf(writer, quiet=True)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{config_path}: cannot be used ({error}); {_WHAT_TO_DO}") from error

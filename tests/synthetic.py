@@ -13,8 +13,8 @@ Array = npt.NDArray[np.float32]
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
-    "bos_token_id": 256,
-    "eos_token_id": 258,
+    "bos_token_id": 259,
+    "eos_token_id": 261,
     "hidden_act": "silu",
     "hidden_size": 256,
     "initializer_range": 0.02,
@@ -33,10 +33,10 @@ CONFIG = {
     "vocab_size": 320,
 }
 GENERATION_CONFIG = {
-    "bos_token_id": 256,
+    "bos_token_id": 259,
     "do_sample": True,
-    "eos_token_id": [258, 256],
-    "pad_token_id": 256,
+    "eos_token_id": [261, 259],
+    "pad_token_id": 259,
     "repetition_penalty": 1.0,
     "temperature": 0.6,
     "top_k": 40,
@@ -111,8 +111,8 @@ def write_tokenizer(folder: Path) -> None:
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
     added = [*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS]
     vocab = {symbol: i for i, symbol in enumerate(alphabet)}
-    added_ids = {token: 256 + i for i, token in enumerate(added)}
-    vocab |= {a + b: 256 + len(added) + i for i, (a, b) in enumerate(merges)}
+    vocab |= {a + b: len(vocab) + i for i, (a, b) in enumerate(merges)}
+    added_ids = {token: len(vocab) + i for i, token in enumerate(added)}
     added_tokens = [
         {
             "id": token_id,
