@@ -1,0 +1,256 @@
+"""The `qwq` program: ask and chat, and the commands of the other packages, looked up by name."""
+
+import dataclasses
+import json
+import logging
+import sys
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from typer.exceptions import TyperException
+
+from convert.errors import QwqError, UsageError
+
+if TYPE_CHECKING:
+    from qwq_local.model import QwQ
+    from qwq_local.reply import Reply
+    from qwq_local.sampling import Sampling
+
+
+class Elsewhere(NamedTuple):
+    """A command that another package brings: `attribute` of `module` is its typer program."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS_ELSEWHERE = {
+    "quantize": Elsewhere(
+        "quant_eval.cli",
+        "quantize_app",
+        "Quantize a checkpoint, check the files and show what it cost.",
+    ),
+    "convert": Elsewhere("convert.cli", "app", "Convert a checkpoint to GGUF or GPTQ files."),
+    "eval": Elsewhere("quant_eval.cli", "app", "Measure what quantizing did to a model."),
+}
+
+app = typer.Typer(
+    help="Quantize QwQ-32B, run it and measure it, on this machine.",
+    epilog="Start with `qwq quantize`, then `qwq ask 'Which is larger, 9.9 or 9.11?'`.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        help="GGUF file, GPTQ or checkpoint folder, or a folder that holds one "
+        "(default: what was quantized last under ./models).",
+        show_default=False,
+    ),
+]
+System = Annotated[str | None, typer.Option(help="System prompt.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same reply.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Longest reply, thought included (default: the context).")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(help="Tokens for prompt and reply (default: by the model and the memory)."),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads (default: the physical cores).")]
+_SAMPLER = "Sampling (default: the model's own)"
+Temperature = Annotated[
+    float | None, typer.Option(help="0 always takes the likeliest.", rich_help_panel=_SAMPLER)
+]
+TopK = Annotated[int | None, typer.Option(help="0 switches it off.", rich_help_panel=_SAMPLER)]
+TopP = Annotated[float | None, typer.Option(help="1 switches it off.", rich_help_panel=_SAMPLER)]
+MinP = Annotated[float | None, typer.Option(help="0 switches it off.", rich_help_panel=_SAMPLER)]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="1 switches it off.", rich_help_panel=_SAMPLER)
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(help="0 to 2, against repetition.", rich_help_panel=_SAMPLER),
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Show counts, speed and llama.cpp's log.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"qwq {metadata.version('qwq-local')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+def ask(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The question. What is piped in is appended to it."),
+    ] = None,
+    *,
+    model: Model = None,
+    system: System = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    context: Context = None,
+    threads: Threads = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document when the reply is there.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show the answer alone.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Ask one question; the thought goes to stderr, the answer to stdout."""
+    from qwq_local.reply import collect
+    from qwq_local.terminal import print_reply
+
+    text = _with_piped(prompt)
+    with _open(model, context, threads, quiet=quiet or as_json, verbose=verbose) as qwq:
+        sampling = _changed(
+            qwq.sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+        )
+        session = qwq.session(system=system, sampling=sampling, seed=seed)
+        events = session.send(text, max_tokens=max_tokens)
+        if as_json:
+            typer.echo(_as_json(qwq, collect(events)))
+        else:
+            print_reply(events, thought=not quiet, figures=verbose)
+
+
+@app.command()
+def chat(
+    *,
+    model: Model = None,
+    system: System = None,
+    seed: Seed = None,
+    context: Context = None,
+    threads: Threads = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    verbose: Verbose = False,
+) -> None:
+    """Converse; Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
+    from qwq_local import terminal
+
+    with _open(model, context, threads, quiet=False, verbose=verbose) as qwq:
+        sampling = _changed(
+            qwq.sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+        )
+        terminal.chat(qwq, system=system, sampling=sampling, seed=seed)
+
+
+def _mount(name: str, place: Elsewhere) -> None:
+    """Offer a command whose package is imported when it is called, not before."""
+
+    @app.command(
+        name,
+        help=place.summary,
+        add_help_option=False,  # its own --help answers
+        context_settings={
+            "allow_extra_args": True,
+            "ignore_unknown_options": True,
+            "allow_interspersed_args": False,
+        },
+    )
+    def forward(context: typer.Context) -> None:
+        program = getattr(import_module(place.module), place.attribute)
+        code = typer.main.get_command(program).main(
+            context.args, prog_name=context.command_path, standalone_mode=False
+        )
+        if isinstance(code, int) and code != 0:
+            raise typer.Exit(code)
+
+
+for _name, _place in COMMANDS_ELSEWHERE.items():
+    _mount(_name, _place)
+
+
+def main() -> None:
+    """Run the program. Exit codes: 0, 1 error, 2 usage, 3 regression found, 130 interrupted."""
+    try:
+        code = typer.main.get_command(app).main(prog_name="qwq", standalone_mode=False)
+    except QwqError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except TyperException as error:
+        typer.echo(f"error: {error.format_message()} `qwq --help` lists what there is.", err=True)
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _open(
+    model: str | None, context: int | None, threads: int | None, *, quiet: bool, verbose: bool
+) -> "QwQ":
+    from qwq_local.find import newest_model
+    from qwq_local.model import QwQ
+    from qwq_local.terminal import note
+
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    path = newest_model().path if model is None else Path(model)
+    qwq = QwQ.open(path, context=context, threads=threads)
+    if not quiet and qwq.path != Path(model or ""):
+        note(f"using {qwq.path}")
+    return qwq
+
+
+def _with_piped(prompt: str | None) -> str:
+    piped = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+    text = "\n\n".join(part for part in (prompt, piped) if part)
+    if not text:
+        raise UsageError("ask: there is no question; give one, or pipe one in")
+    return text
+
+
+def _changed(sampling: "Sampling", **given: Any) -> "Sampling":
+    """The model's sampling with the numbers that were given on the command line."""
+    return dataclasses.replace(
+        sampling, **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def _as_json(qwq: "QwQ", reply: "Reply") -> str:
+    document = {"model": str(qwq.path)} | dataclasses.asdict(reply)
+    document["timings"]["tokens_per_s"] = reply.timings.tokens_per_s
+    return json.dumps(document, ensure_ascii=False, indent=2)
+
+
+if __name__ == "__main__":
+    main()
