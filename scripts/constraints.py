@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = "gptq,eval,dev"
+BUILD_TOOLS = ("scikit-build-core", "cmake", "ninja")  # of llama-cpp-python's isolated build
 
 # Versions that others cannot follow: newer ones exist, and resolving alone would take them.
 HELD = (
@@ -42,7 +43,7 @@ def resolved() -> dict[str, str]:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
         command += ["--quiet", "--report", str(report), "--constraint", str(held)]
-        subprocess.run([*command, f"{ROOT}[{EXTRAS}]"], check=True)
+        subprocess.run([*command, *BUILD_TOOLS, f"{ROOT}[{EXTRAS}]"], check=True)
         packages = json.loads(report.read_text(encoding="utf-8"))["install"]
     named = ((item["metadata"]["name"], item["metadata"]["version"]) for item in packages)
     return {

@@ -161,7 +161,9 @@ def compile_llama(build: llama_wheel.Build, progress: Step) -> Path:
         "CMAKE_ARGS": build.cmake_args,
         "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL")
         or str(os.cpu_count() or 1),
-        "PIP_CONSTRAINT": str(CONSTRAINTS),  # pins the tools of the isolated build as well
+        # These pin the tools of the isolated build as well; pip 25.3 changed the name.
+        "PIP_CONSTRAINT": str(CONSTRAINTS),
+        "PIP_BUILD_CONSTRAINT": str(CONSTRAINTS),
     }
     remedy = (
         "if it ran out of memory, run again with CMAKE_BUILD_PARALLEL_LEVEL=1 in the environment"
