@@ -1,0 +1,86 @@
+"""The corpus of nano-qwq: problems of every kind, mixed and made harder as training goes on.
+
+`python -m quant_eval.nano.corpus` writes the calibration set (from the training side) and the
+evaluation set (from the held-out side) that the packages ship.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import convert
+from quant_eval.tasks import TASKS, Problem, held_out
+from quant_eval.tasks.problem import user_turn
+
+MIX = {  # share of the problems
+    "arithmetic": 0.24,
+    "letters": 0.23,
+    "second_turn": 0.15,
+    "compare": 0.14,
+    "choice": 0.12,
+    "tool_call": 0.06,
+    "tool_result": 0.04,
+    "talk": 0.02,
+}
+CALIBRATION = Path(convert.__file__).parent / "data" / "calibration.jsonl"
+EVALUATION = Path(__file__).parent.parent / "data" / "evaluation.jsonl"
+_SYSTEM = ("You are a helpful assistant.", "Be brief.", "Answer the question.")
+_TALK = {
+    "Hello": "Hello! Ask me to add, to compare or to count.",
+    "Hi": "Hello! Ask me to add, to compare or to count.",
+    "Who are you?": "I am nano-qwq, a very small model that thinks before it answers.",
+    "What can you do?": "I add and subtract, compare decimals and count letters.",
+    "Thank you": "You are welcome.",
+    "Thanks!": "You are welcome.",
+}
+
+
+def training_problems(rng: random.Random, level: float) -> Iterator[Problem]:
+    """Endless problems of the training side; one in twenty has a system message."""
+    kinds, weights = zip(*MIX.items(), strict=True)
+    while True:
+        kind = rng.choices(kinds, weights)[0]
+        problem = _talk(rng) if kind == "talk" else TASKS[kind].problem(rng, level)
+        if problem.is_held_out and kind != "talk":
+            continue
+        if rng.random() < 0.05:
+            system = {"role": "system", "content": rng.choice(_SYSTEM)}
+            problem = replace(problem, messages=(system, *problem.messages))
+        yield problem
+
+
+def _talk(rng: random.Random) -> Problem:
+    text = rng.choice(list(_TALK))
+    answer = _TALK[text]
+    return Problem("talk", text, user_turn(text), "This is talk, not a problem.", answer, answer)
+
+
+def conversation(problem: Problem) -> dict[str, Any]:
+    """The record of a problem in a calibration or evaluation file (see convert.calibration)."""
+    record = {
+        "kind": problem.kind,
+        "messages": list(problem.messages),
+        "reasoning": problem.reasoning,
+        "answer": problem.answer,
+    }
+    return record | ({"tools": list(problem.tools)} if problem.tools else {})
+
+
+def write_sets(n_calibration: int = 192, n_evaluation_per_kind: int = 20) -> None:
+    """Write both shipped sets; they are disjoint, since a problem is on one side only."""
+    training = training_problems(random.Random("calibration"), 1.0)
+    calibration = [next(training) for _ in range(n_calibration)]
+    evaluation = [p for kind in TASKS for p in held_out(kind, n_evaluation_per_kind, seed=20)]
+    for path, problems in ((CALIBRATION, calibration), (EVALUATION, evaluation)):
+        path.parent.mkdir(exist_ok=True)
+        lines = (json.dumps(conversation(problem), ensure_ascii=False) for problem in problems)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_sets()
