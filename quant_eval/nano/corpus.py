@@ -71,16 +71,22 @@ def conversation(problem: Problem) -> dict[str, Any]:
     return record | ({"tools": list(problem.tools)} if problem.tools else {})
 
 
-def write_sets(n_calibration: int = 192, n_evaluation_per_kind: int = 20) -> None:
-    """Write both shipped sets; they are disjoint, since a problem is on one side only."""
+def shipped_sets(
+    n_calibration: int = 192, n_evaluation_per_kind: int = 20
+) -> dict[Path, list[str]]:
+    """The lines of both shipped files; they are disjoint, since a problem is on one side only."""
     training = training_problems(random.Random("calibration"), 1.0)
-    calibration = [next(training) for _ in range(n_calibration)]
-    evaluation = [p for kind in TASKS for p in held_out(kind, n_evaluation_per_kind, seed=20)]
-    for path, problems in ((CALIBRATION, calibration), (EVALUATION, evaluation)):
-        path.parent.mkdir(exist_ok=True)
-        lines = (json.dumps(conversation(problem), ensure_ascii=False) for problem in problems)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sets = {
+        CALIBRATION: [next(training) for _ in range(n_calibration)],
+        EVALUATION: [p for kind in TASKS for p in held_out(kind, n_evaluation_per_kind, seed=20)],
+    }
+    return {
+        path: [json.dumps(conversation(problem), ensure_ascii=False) for problem in problems]
+        for path, problems in sets.items()
+    }
 
 
 if __name__ == "__main__":
-    write_sets()
+    for path, lines in shipped_sets().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
