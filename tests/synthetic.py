@@ -1,7 +1,7 @@
 """Small random Qwen2 checkpoints, written in a moment, for tests that need shapes and no sense."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ PLAIN_ADDED_TOKENS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 def write_checkpoint(
     folder: Path,
     *,
-    config: dict[str, object] | None = None,
+    config: Mapping[str, object] | None = None,
     dtype: str = "BF16",
     n_shards: int = 1,
     seed: int = 0,
@@ -61,7 +61,7 @@ def write_checkpoint(
 ) -> Path:
     """Write config, weights and tokenizer; `config` overrides CONFIG, `edit` changes tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = CONFIG | (config or {})
+    settings = CONFIG | dict(config or {})
     model = parse_config(settings, "synthetic")
     rng = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
