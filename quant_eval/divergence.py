@@ -63,25 +63,29 @@ class Divergence:
     top1_agreement: Estimate
 
 
+def scored_rows(passage: TokenizedConversation) -> tuple[int, int]:
+    """First and one past the last row of logits that predict reply tokens.
+
+    The logits after token i predict token i + 1.
+    """
+    return passage.n_prompt - 1, passage.stop - 1
+
+
 def score_passage(
     passage: TokenizedConversation, reference: Iterable[Logits], model: Iterable[Logits]
 ) -> TokenScores:
     """Score one passage from two streams of logits.
 
-    Each stream holds, in chunks (n, vocab_size) of any n, the logits after every token of the ids.
+    Each stream holds, in chunks (n, vocab_size) of any n, the logits of `scored_rows` alone.
     Raises QwqError where a stream is too short, the vocabularies differ, or logits are not finite.
     """
-    # The logits after token i predict token i + 1.
-    first, last = passage.n_prompt - 1, passage.stop - 1
     targets = np.asarray(passage.ids[passage.n_prompt : passage.stop], dtype=np.int64)
     kl: list[Floats] = []
     nll: list[Floats] = []
     reference_nll: list[Floats] = []
     same_top: list[Mask] = []
     n_done = 0
-    for ours, theirs in aligned(
-        rows_between(reference, first, last), rows_between(model, first, last)
-    ):
+    for ours, theirs in aligned(reference, model):
         if ours.shape[1] != theirs.shape[1]:
             raise QwqError(
                 f"logits: the model has a vocabulary of {theirs.shape[1]} tokens, the reference of "

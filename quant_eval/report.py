@@ -43,7 +43,11 @@ def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
     if n_decimals > 4 and 0 < abs(value) < 0.1:
         exponent = math.floor(math.log10(abs(value)))
         scale = 10.0**exponent
-        return f"{value / scale:.1f}e{exponent}", f"±{error / scale:.1f}e{exponent}"
+        n_decimals = min(max(exponent + n_decimals - 1, 1), 3)
+        return (
+            f"{value / scale:.{n_decimals}f}e{exponent}",
+            f"±{error / scale:.{n_decimals}f}e{exponent}",
+        )
     n_decimals = max(n_decimals, 0)
     return f"{value:.{n_decimals}f}", f"±{error:.{n_decimals}f}"
 
@@ -95,7 +99,7 @@ def results_table(report: Report) -> "Table":
             format_estimate(reply.kl_nats if reply else None),
             format_percent(reply.top1_agreement if reply else None),
             *(format_accuracy(file.accuracy.get(kind)) for kind in kinds),
-            (f"{file.tokens_per_s.value:.0f}" if file.tokens_per_s else "", ""),
+            (f"{file.speed.median_tokens_per_s:.0f}" if file.speed else "", ""),
         ]
         table.add_row(name, *(f"{value}\n[dim]{error}[/dim]" for value, error in cells))
     return table

@@ -53,6 +53,14 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """Median speed of decoding over replies that were one at a time."""
+
+    median_tokens_per_s: float
+    n_replies: int
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One reply, to be read by people."""
 
@@ -76,7 +84,7 @@ class FileResult:
     engine: str
     divergence: Mapping[str, Divergence]
     accuracy: Mapping[str, Accuracy]
-    tokens_per_s: Estimate | None
+    speed: Speed | None
     examples: tuple[Example, ...]
     elapsed_s: float
 
@@ -131,7 +139,7 @@ def write_json(path: Path, document: Any) -> None:
 def file_result(data: Mapping[str, Any]) -> FileResult:
     """A FileResult from what to_json made of it. Raises QwqError where the keys are others."""
     try:
-        speed = data.get("tokens_per_s")
+        speed = data.get("speed")
         return FileResult(
             name=data["name"],
             sha256=data["sha256"],
@@ -140,7 +148,7 @@ def file_result(data: Mapping[str, Any]) -> FileResult:
             engine=data["engine"],
             divergence={part: _divergence(each) for part, each in data["divergence"].items()},
             accuracy={kind: Accuracy(**each) for kind, each in data["accuracy"].items()},
-            tokens_per_s=None if speed is None else _estimate(speed),
+            speed=None if speed is None else Speed(**speed),
             examples=tuple(Example(**each) for each in data["examples"]),
             elapsed_s=data["elapsed_s"],
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from convert.checkpoint import parse_json_object, read_json_object
 from convert.errors import CheckpointError, QwqError
-from convert.gguf_header import read_gguf_header
+from convert.gguf_header import read_header
 
 MAX_HEADER_NBYTES = 100_000_000  # the limit of the safetensors format itself
 SIDE_TENSORS = (".qzeros", ".scales", ".g_idx")  # of GPTQ: they describe weights and are none
@@ -40,7 +40,7 @@ def model_size(path: Path) -> ModelSize:
         files = [path]
         tensors = [
             (tensor.nbytes, math.prod(tensor.shape))
-            for tensor in read_gguf_header(path).tensors.values()
+            for tensor in read_header(path).tensors.values()
         ]
     else:
         raise QwqError(f"{path}: does not exist; give a GGUF file or a folder with *.safetensors")
@@ -58,7 +58,7 @@ def _folder_tensors(folder: Path) -> Iterator[tuple[int, int]]:
     """Bytes and number of weights of each tensor of a folder."""
     n_bits = _gptq_bits(folder)
     for shard in sorted(folder.glob("*.safetensors")):
-        for name, entry in _read_header(shard).items():
+        for name, entry in _safetensors_entries(shard).items():
             match entry:
                 case {"shape": list(shape), "data_offsets": [int(start), int(stop)]}:
                     n_items = math.prod(shape)
@@ -83,7 +83,7 @@ def _gptq_bits(folder: Path) -> int | None:
     return bits if isinstance(bits, int) and 0 < bits <= 32 else None
 
 
-def _read_header(shard: Path) -> dict[str, Any]:
+def _safetensors_entries(shard: Path) -> dict[str, Any]:
     """The entries of a safetensors header, whatever their dtype."""
     file_nbytes = shard.stat().st_size
     with shard.open("rb") as file:

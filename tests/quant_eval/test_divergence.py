@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -17,7 +17,9 @@ from quant_eval.divergence import (
     TokenScores,
     aligned,
     clustered_mean,
+    rows_between,
     score_passage,
+    scored_rows,
     summarize,
 )
 
@@ -39,10 +41,18 @@ def cut(rows: Logits, sizes: list[int]) -> Iterator[Logits]:
         start += size
 
 
+def score(
+    passage: TokenizedConversation, reference: Iterable[Logits], model: Iterable[Logits]
+) -> TokenScores:
+    """Score from logits after every token, as an engine gives them."""
+    rows = scored_rows(passage)
+    return score_passage(passage, rows_between(reference, *rows), rows_between(model, *rows))
+
+
 def test_scores_equal_torch() -> None:
     """Catches a wrong direction of the KL, a target off by one, and a thought's end off by one."""
     reference, model = logits(0), logits(1)
-    scores = score_passage(PASSAGE, [reference], [model])
+    scores = score(PASSAGE, [reference], [model])
     p = torch.log_softmax(torch.tensor(reference).double(), dim=-1)[2:8]
     q = torch.log_softmax(torch.tensor(model).double(), dim=-1)[2:8]
     targets = torch.tensor(PASSAGE.ids[3:9])
@@ -58,7 +68,7 @@ def test_scores_equal_torch() -> None:
 
 def test_summary_equals_plain_numpy() -> None:
     """Catches parts that mix, and a perplexity that is not the exponential of the mean."""
-    scores = [score_passage(PASSAGE, [logits(i)], [logits(i + 50)]) for i in range(5)]
+    scores = [score(PASSAGE, [logits(i)], [logits(i + 50)]) for i in range(5)]
     parts = summarize(scores)
     assert parts["reply"].n_tokens == 30
     assert parts["thought"].n_tokens == parts["answer"].n_tokens == 15
@@ -72,7 +82,7 @@ def test_summary_equals_plain_numpy() -> None:
 
 def test_a_model_does_not_diverge_from_itself() -> None:
     """Catches any asymmetry between the two sides."""
-    parts = summarize([score_passage(PASSAGE, [logits(0)], [logits(0)]) for _ in range(3)])
+    parts = summarize([score(PASSAGE, [logits(0)], [logits(0)]) for _ in range(3)])
     assert parts["reply"].kl_nats.value == 0.0
     assert parts["reply"].top1_agreement.value == 1.0
     assert parts["reply"].perplexity == parts["reply"].reference_perplexity
@@ -82,7 +92,7 @@ def test_a_model_does_not_diverge_from_itself() -> None:
 @settings(max_examples=50, deadline=None)
 def test_kl_is_never_negative_and_never_overflows(seed: int, scale: float) -> None:
     """Catches an unstable softmax: logits of any size give finite, non-negative numbers."""
-    scores = score_passage(PASSAGE, [logits(seed, scale=scale)], [logits(seed + 1, scale=scale)])
+    scores = score(PASSAGE, [logits(seed, scale=scale)], [logits(seed + 1, scale=scale)])
     assert (scores.kl_nats >= 0).all()
     assert np.isfinite(scores.kl_nats).all()
     assert np.isfinite(scores.nll_nats).all()
@@ -90,8 +100,8 @@ def test_kl_is_never_negative_and_never_overflows(seed: int, scale: float) -> No
 
 def test_a_shift_of_all_logits_changes_nothing() -> None:
     """Catches a missing normalisation: adding a constant is no change of the distribution."""
-    plain = score_passage(PASSAGE, [logits(0)], [logits(1)])
-    shifted = score_passage(PASSAGE, [logits(0) + np.float32(64)], [logits(1)])
+    plain = score(PASSAGE, [logits(0)], [logits(1)])
+    shifted = score(PASSAGE, [logits(0) + np.float32(64)], [logits(1)])
     np.testing.assert_allclose(plain.kl_nats, shifted.kl_nats, rtol=1e-4)
 
 
@@ -99,8 +109,8 @@ def test_a_shift_of_all_logits_changes_nothing() -> None:
 @settings(max_examples=50, deadline=None)
 def test_chunk_sizes_do_not_matter(left: list[int], right: list[int]) -> None:
     """Catches rows lost or doubled where two streams are cut at different places."""
-    whole = score_passage(PASSAGE, [logits(0)], [logits(1)])
-    chunked = score_passage(PASSAGE, cut(logits(0), left), cut(logits(1), right))
+    whole = score(PASSAGE, [logits(0)], [logits(1)])
+    chunked = score(PASSAGE, cut(logits(0), left), cut(logits(1), right))
     for name in ("kl_nats", "nll_nats", "reference_nll_nats", "same_top", "is_answer"):
         assert (getattr(whole, name) == getattr(chunked, name)).all()
 
@@ -142,13 +152,13 @@ def test_standard_error_covers() -> None:
 
 def test_one_passage_has_no_standard_error() -> None:
     """Catches an error of 0 reported for what was not measured."""
-    parts = summarize([score_passage(PASSAGE, [logits(0)], [logits(1)])])
+    parts = summarize([score(PASSAGE, [logits(0)], [logits(1)])])
     assert parts["reply"].kl_nats.standard_error is None
 
 
 def test_a_part_without_tokens_is_absent() -> None:
     """Catches a mean over nothing."""
-    one = score_passage(PASSAGE, [logits(0)], [logits(1)])
+    one = score(PASSAGE, [logits(0)], [logits(1)])
     thought_only = TokenScores(
         one.kl_nats, one.nll_nats, one.reference_nll_nats, one.same_top, one.is_answer & False
     )
@@ -158,10 +168,10 @@ def test_a_part_without_tokens_is_absent() -> None:
 def test_bad_streams_are_errors() -> None:
     """Catches another vocabulary, a stream that ends early, and logits that are not numbers."""
     with pytest.raises(QwqError, match="vocabulary of 13 tokens, the reference of 12"):
-        score_passage(PASSAGE, [logits(0)], [logits(1, n_vocab=13)])
+        score(PASSAGE, [logits(0)], [logits(1, n_vocab=13)])
     with pytest.raises(QwqError, match="3 of 6 scored tokens"):
-        score_passage(PASSAGE, [logits(0)], [logits(1)[:5]])
+        score(PASSAGE, [logits(0)], [logits(1)[:5]])
     broken = logits(1)
     broken[4, 2] = np.nan
     with pytest.raises(QwqError, match="the model gives NaN or Inf"):
-        score_passage(PASSAGE, [logits(0)], [broken])
+        score(PASSAGE, [logits(0)], [broken])

@@ -26,6 +26,7 @@ from quant_eval.results import (
     Example,
     FileResult,
     Report,
+    Speed,
     file_result,
     short_names,
     to_json,
@@ -70,7 +71,7 @@ def result(name: str, *row: float) -> FileResult:
         engine="transformers" if name.startswith("gptq") else "llama.cpp",
         divergence={part: divergence(kl, top1) for part in ("reply", "thought", "answer")},
         accuracy={kind: Accuracy(20, int(n_correct), 0) for kind in KINDS},
-        tokens_per_s=Estimate(speed, 3.0, 140),
+        speed=Speed(speed, 140),
         examples=(
             Example(
                 "Which is larger, 9.9 or 9.11?",
@@ -108,9 +109,9 @@ def test_results_survive_json() -> None:
 
 def test_unmeasured_is_absent() -> None:
     """Catches a null or a 0 where nothing was measured."""
-    bare = replace(REPORT.files[0], divergence={}, accuracy={}, tokens_per_s=None)
+    bare = replace(REPORT.files[0], divergence={}, accuracy={}, speed=None)
     data = to_json(bare)
-    assert "tokens_per_s" not in data
+    assert "speed" not in data
     assert file_result(data) == bare
     text = text_of(replace(REPORT, files=(bare,)))
     assert re.search(r"\b0\b", text) is None
@@ -141,7 +142,7 @@ def test_stored_results_of_another_form_are_refused() -> None:
         (Estimate(0.021345, 0.00112, 9), ("0.0213", "±0.0011")),
         (Estimate(1.23456, 0.0123, 9), ("1.235", "±0.012")),
         (Estimate(412.7, 31.0, 9), ("413", "±31")),
-        (Estimate(1.23e-7, 2e-9, 9), ("1.2e-7", "±0.0e-7")),
+        (Estimate(1.23e-7, 2e-9, 9), ("1.23e-7", "±0.02e-7")),
         (Estimate(9.7e-3, 6.6e-4, 9), ("9.7e-3", "±0.7e-3")),
         (Estimate(1.5e-8, 6.5e-6, 9), ("1.5e-8", "±650.0e-8")),
         (Estimate(0.5, None, 9), ("0.5", "")),

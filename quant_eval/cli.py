@@ -1,0 +1,362 @@
+"""`qwq quantize` and `qwq eval`: plan and progress on stderr, results on stdout."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convert.checkpoint import Checkpoint
+    from quant_eval.manifest import Manifest
+    from quant_eval.pipeline import Plan, Progress
+    from quant_eval.results import EvaluationSettings
+
+TABLE_WIDTH = 132  # where stdout is no terminal
+
+app = typer.Typer(
+    help="Measure what quantizing did to a model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+quantize_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads (default: by the machine and the model).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, no table.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no plan and no progress.")]
+_EVALUATION = "Evaluation"
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON Lines of conversations to score (default: built in).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Reply tokens to score, at most (default: 16384; large models 2048).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Problems = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Problems of each kind (default: 20; large models 0).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+TaskSeconds = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Begin no problem after so many seconds a file (default: 60).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Longest reply, thought included (default: 512; large models 256).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1 << 31,
+        help="Of problems and sampling (default: 0).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+
+
+@quantize_app.command()
+def quantize(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Checkpoint folder, or a repository such as Qwen/QwQ-32B, fetched where needed "
+            "(default: nano-qwq, bundled).",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            help="Q4_K_M and its like, or gptq-4bit; again for more (default: Q4_K_M and "
+            "gptq-4bit; for nano-qwq all of them).",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="Folder (default: models/ and its name).", show_default=False
+        ),
+    ] = None,
+    threads: Threads = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make again and replace what is there.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan alone.")] = False,
+    no_eval: Annotated[
+        bool, typer.Option("--no-eval", help="Check the files, measure nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    text: Text = None,
+    tokens: Tokens = None,
+    problems: Problems = None,
+    task_seconds: TaskSeconds = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+) -> None:
+    """Quantize a checkpoint, check the files and show what it cost.
+
+    A second run makes and measures only what is new.
+    """
+    from convert.checkpoint import Checkpoint
+    from quant_eval import pipeline
+    from quant_eval.manifest import Manifest
+    from qwq_local.hub import resolve_model
+
+    _hush_libraries()
+    path = pipeline.NANO_CHECKPOINT if model is None else resolve_model(model)
+    default_types = pipeline.NANO_TYPES if model is None else pipeline.USUAL_TYPES
+    chosen = pipeline.parse_types(types or default_types)
+    manifest = Manifest(out or Path("models") / pipeline.model_name(path))
+    console = _stderr(quiet=quiet)
+    with Checkpoint.open(path) as checkpoint:
+        plan = pipeline.make_plan(checkpoint, chosen, manifest, force=force)
+        if dry_run:
+            _print_plan(_stdout(), plan, as_json=as_json)
+            return
+        _print_plan(console, plan, as_json=False)
+        engine_threads = pipeline.engine_threads(checkpoint, threads)
+        with _progress(console) as on_progress:
+            pipeline.write(plan, manifest, threads=threads, force=force, on_progress=on_progress)
+            pipeline.check(plan.outputs, manifest, threads=engine_threads, on_progress=on_progress)
+        if no_eval:
+            _print_plan(_stdout(), plan, as_json=as_json)
+            return
+        settings = _settings(
+            checkpoint,
+            n_tokens=tokens,
+            n_problems=problems,
+            task_seconds=task_seconds,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        paths = [output.path for output in plan.outputs]
+        _evaluate(
+            checkpoint,
+            paths,
+            manifest,
+            settings=settings,
+            text=text,
+            threads=engine_threads,
+            output=(console, as_json),
+        )
+
+
+@app.callback()
+def start() -> None:
+    """Measure what quantizing did to a model."""
+
+
+@app.command()
+def run(
+    files: Annotated[list[Path], typer.Argument(help="GGUF files and GPTQ folders.")],
+    *,
+    reference: Annotated[
+        str, typer.Option(help="The checkpoint that they were made from: folder or repository.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for report.json and report.html.")
+    ] = Path("evaluation"),
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    text: Text = None,
+    tokens: Tokens = None,
+    problems: Problems = None,
+    task_seconds: TaskSeconds = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+) -> None:
+    """Evaluate files that are there: divergence from the reference, tasks, speed."""
+    from convert.checkpoint import Checkpoint
+    from quant_eval import pipeline
+    from quant_eval.manifest import Manifest
+    from qwq_local.hub import resolve_model
+
+    _hush_libraries()
+    with Checkpoint.open(resolve_model(reference)) as checkpoint:
+        settings = _settings(
+            checkpoint,
+            n_tokens=tokens,
+            n_problems=problems,
+            task_seconds=task_seconds,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        _evaluate(
+            checkpoint,
+            files,
+            Manifest(out),
+            settings=settings,
+            text=text,
+            threads=pipeline.engine_threads(checkpoint, threads),
+            output=(_stderr(quiet=quiet), as_json),
+        )
+
+
+def _settings(checkpoint: "Checkpoint", **given: float | None) -> "EvaluationSettings":
+    """The settings for a model of this size with what was given on the command line."""
+    from quant_eval import pipeline
+    from quant_eval.suite import default_settings
+
+    settings = default_settings(pipeline.n_weights(checkpoint))
+    return replace(settings, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+
+
+def _evaluate(
+    checkpoint: "Checkpoint",
+    paths: Sequence[Path],
+    manifest: "Manifest",
+    *,
+    settings: "EvaluationSettings",
+    text: Path | None,
+    threads: int | None,
+    output: tuple["Console", bool],
+) -> None:
+    """Measure, print the table or the JSON, and write both reports.
+
+    output: where progress goes, and whether stdout gets JSON. Raises the first error of a file
+    that could not be measured when the reports of the others are written.
+    """
+    from quant_eval import pipeline
+    from quant_eval.report import results_table, write_html
+    from quant_eval.results import to_json, write_json
+
+    console, as_json = output
+    tasks = f"{settings.n_problems} problems of each kind" if settings.n_problems else "no tasks"
+    console.print(
+        f"measuring {len(paths)} files: at most {settings.n_tokens:,} reply tokens, {tasks} "
+        f"within {settings.task_seconds:.0f} s a file; what is known already is not measured again"
+    )
+    with _progress(console) as on_progress:
+        report, failures = pipeline.measure(
+            checkpoint,
+            paths,
+            manifest,
+            settings=settings,
+            text=text,
+            threads=threads,
+            on_progress=on_progress,
+        )
+    if report.files:
+        write_json(manifest.folder / "report.json", report)
+        write_html(manifest.folder / "report.html", report)
+        if as_json:
+            typer.echo(json.dumps(to_json(report), indent=2, sort_keys=True))
+        else:
+            _stdout().print(results_table(report))
+        console.print(f"report: {manifest.folder / 'report.html'} and report.json beside it")
+    if failures:
+        for failure in failures[1:]:
+            console.print(f"not measured: {failure}")
+        raise failures[0]
+
+
+def _print_plan(console: "Console", plan: "Plan", *, as_json: bool) -> None:
+    """The outputs with their sizes, a row each."""
+    from rich import box
+    from rich.table import Table
+
+    if as_json:
+        rows = [
+            {
+                "type": output.type_name,
+                "path": str(output.path),
+                "nbytes": output.nbytes,
+                "bits_per_weight": output.bits_per_weight,
+                "kept": output.kept,
+            }
+            for output in plan.outputs
+        ]
+        typer.echo(json.dumps({"outputs": rows}, indent=2, sort_keys=True))
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("type", "size MB", "bits/weight", "", "file"):
+        table.add_column(title, justify="right" if title[:1] in ("s", "b") else "left")
+    for output in plan.outputs:
+        table.add_row(
+            output.type_name,
+            f"{output.nbytes / 1e6:,.1f}",
+            f"{output.bits_per_weight:.2f}",
+            "kept" if output.kept else "new",
+            str(output.path),
+        )
+    console.print(table)
+
+
+@contextmanager
+def _progress(console: "Console") -> "Iterator[Progress]":
+    """One bar a stage; where nobody watches, one line a stage when it begins."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bars = Bars(*columns, console=console, disable=not console.is_terminal)
+    tasks = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+            if not console.is_terminal:
+                console.print(f"{stage}: {total:,}")
+        bars.update(tasks[stage], completed=done)
+
+    with bars:
+        yield show
+
+
+def _hush_libraries() -> None:
+    """Keep what torch and torchao say about each other's versions from between our lines."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _stderr(*, quiet: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet, highlight=False)
+
+
+def _stdout() -> "Console":
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=TABLE_WIDTH)

@@ -1,0 +1,271 @@
+"""A checkpoint in; quantized, checked and measured files out: what `make quantize` runs."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.calibration import load_conversations, set_digest
+from convert.checkpoint import Checkpoint
+from convert.errors import OutputExistsError, QwqError, UsageError
+from convert.files import check_disk_space
+from convert.gguf_export import export_planned
+from convert.gptq import GptqSettings
+from convert.plan import FilePlan, plan_file
+from convert.recipe import RECIPES, find_recipe
+from quant_eval.environment import describe_environment
+from quant_eval.manifest import Manifest, digest
+from quant_eval.results import (
+    EvaluationSettings,
+    FileResult,
+    Report,
+    file_result,
+    to_json,
+)
+from quant_eval.sizes import model_size
+
+NANO_CHECKPOINT = Path(__file__).parent / "nano" / "checkpoint"
+NANO_TYPES = (
+    "BF16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K_M",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q3_K_M",
+    "Q2_K",
+    "gptq-4bit",
+)
+USUAL_TYPES = ("Q4_K_M", "gptq-4bit")
+GPTQ_TYPES = {"gptq-4bit": GptqSettings(bits=4)}
+CALIBRATION = Path(__file__).parents[1] / "convert" / "data" / "calibration.jsonl"
+SMALL_MODEL_WEIGHTS = 100_000_000  # below it, threads wait for each other longer than they work
+DECIDING_PACKAGES = ("qwq-local", "llama-cpp-python", "torch", "transformers", "gptqmodel")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One file or folder; kept where it is there already and was made of the same."""
+
+    type_name: str
+    path: Path
+    kept: bool
+    nbytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `write` will do; files: the GGUF outputs that are to be written."""
+
+    checkpoint: Checkpoint
+    outputs: tuple[Output, ...]
+    files: tuple[FilePlan, ...]
+
+
+def model_name(checkpoint: Path) -> str:
+    """The name for files: the folder's, or its parent's where the folder is just a checkpoint."""
+    path = checkpoint.resolve()
+    if path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/HASH
+        return path.parents[1].name.rpartition("--")[2]
+    if path == NANO_CHECKPOINT.resolve():
+        return "nano-qwq"
+    return path.name
+
+
+def parse_types(names: Sequence[str]) -> tuple[str, ...]:
+    """Types as the recipes spell them, each once, in the order given.
+
+    Raises UsageError that lists the known ones.
+    """
+    known = {name.lower(): name for name in (*RECIPES, *GPTQ_TYPES)}
+    for name in names:
+        if name.lower() not in known:
+            raise UsageError(f"type {name}: is unknown; choose from {', '.join(known.values())}")
+    return tuple(dict.fromkeys(known[name.lower()] for name in names))
+
+
+def make_plan(
+    checkpoint: Checkpoint, types: Sequence[str], manifest: Manifest, *, force: bool
+) -> Plan:
+    """What there is to do in the manifest's folder; weights are read only to know them again.
+
+    Raises OutputExistsError for an output that was made of something else, unless forced, and
+    DiskFullError where the new ones have no room.
+    """
+    name = model_name(checkpoint.path)
+    outputs = []
+    files = []
+    for type_name in types:
+        path = manifest.folder / f"{name}-{type_name}{'' if type_name in GPTQ_TYPES else '.gguf'}"
+        kept = path.exists() and not force
+        if kept and manifest.origin_of(path) != _origin(checkpoint, type_name, manifest):
+            raise OutputExistsError(
+                f"{path}: exists and was made of another checkpoint or otherwise; "
+                "give --force to replace it, or another folder with -o"
+            )
+        if kept:
+            size = model_size(path)
+            nbytes, bits_per_weight = size.nbytes, size.bits_per_weight
+        elif type_name in GPTQ_TYPES:
+            from convert.gptq_export import plan_gptq
+
+            gptq = plan_gptq(checkpoint, GPTQ_TYPES[type_name])
+            nbytes, bits_per_weight = gptq.nbytes, gptq.bits_per_weight
+        else:
+            file = plan_file(checkpoint, find_recipe(type_name), path)
+            files.append(file)
+            nbytes, bits_per_weight = file.nbytes, file.bits_per_weight
+        outputs.append(Output(type_name, path, kept, nbytes, bits_per_weight))
+    check_disk_space(manifest.folder, sum(output.nbytes for output in outputs if not output.kept))
+    return Plan(checkpoint, tuple(outputs), tuple(files))
+
+
+def write(
+    plan: Plan, manifest: Manifest, *, threads: int | None, force: bool, on_progress: Progress
+) -> None:
+    """Write what is not there yet: all GGUF files in one pass, then each GPTQ folder."""
+    checkpoint = plan.checkpoint
+    new = [output for output in plan.outputs if not output.kept]
+    gptq = [output for output in new if output.type_name in GPTQ_TYPES]
+    if plan.files:
+        title = f"writing {len(plan.files)} GGUF files in one pass, weights"
+        export_planned(
+            checkpoint,
+            plan.files,
+            threads=threads,
+            force=force,
+            on_progress=lambda done, total: on_progress(title, done, total),
+        )
+        for output in new:
+            if output not in gptq:
+                manifest.record(output.path, _origin(checkpoint, output.type_name, manifest))
+    for output in gptq:
+        _make_gptq(checkpoint, output, force=force, on_progress=on_progress)
+        manifest.record(output.path, _origin(checkpoint, output.type_name, manifest))
+
+
+def _make_gptq(
+    checkpoint: Checkpoint, output: Output, *, force: bool, on_progress: Progress
+) -> None:
+    from convert.gptq_export import export_gptq
+
+    title = f"solving {output.path.name}, linears"
+    export_gptq(
+        checkpoint,
+        output.path,
+        settings=GPTQ_TYPES[output.type_name],
+        calibration=load_conversations(CALIBRATION),
+        force=force,
+        on_progress=lambda done, total: on_progress(title, done, total),
+    )
+
+
+def _origin(checkpoint: Checkpoint, type_name: str, manifest: Manifest) -> str:
+    """A hash of all that decides an output's bytes."""
+    made_of: dict[str, Any] = {
+        "checkpoint": manifest.checkpoint_sha256(checkpoint.path),
+        "name": model_name(checkpoint.path),
+        "type": type_name,
+    }
+    if type_name in GPTQ_TYPES:
+        made_of["settings"] = dataclasses.asdict(GPTQ_TYPES[type_name])
+        made_of["calibration"] = set_digest(load_conversations(CALIBRATION))
+    return digest(made_of)
+
+
+def check(
+    outputs: Sequence[Output], manifest: Manifest, *, threads: int | None, on_progress: Progress
+) -> None:
+    """Load each output that was not checked yet and let it speak; raises QwqError on the first."""
+    from quant_eval.suite import CHECK_CONTEXT, check_model
+    from qwq_local import QwQ
+
+    unchecked = [output.path for output in outputs if not manifest.is_checked(output.path)]
+    for index, path in enumerate(unchecked):
+        with QwQ.open(path, context=CHECK_CONTEXT, threads=threads) as qwq:
+            check_model(qwq)
+        manifest.record_check(path)
+        on_progress("checking, files", index + 1, len(unchecked))
+
+
+def measure(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    manifest: Manifest,
+    *,
+    settings: EvaluationSettings,
+    text: Path | None = None,
+    threads: int | None,
+    on_progress: Progress,
+) -> tuple[Report, list[QwqError]]:
+    """Evaluate each file against the checkpoint; a result of the same file and settings is reused.
+
+    text: JSON Lines to score, the built-in ones by default. Returns the report of what could be
+    measured, and the error of each file that could not.
+    """
+    from quant_eval import suite
+
+    conversations, text_sha256 = suite.read_evaluation_text(text)
+    problems = suite.choose_problems(settings)
+    environment = describe_environment()
+    conditions = {
+        "checkpoint": manifest.checkpoint_sha256(checkpoint.path),
+        "evaluation": text_sha256,
+        "problems": suite.problems_digest(problems),
+        "settings": to_json(settings),
+        "packages": {name: environment.get(name) for name in DECIDING_PACKAGES},
+    }
+    exam: suite.Exam | None = None
+    results: list[FileResult] = []
+    failures: list[QwqError] = []
+    for path in paths:
+        if not path.exists():
+            raise QwqError(f"{path}: no such file or folder; check the path")
+        key = digest({**conditions, "file": manifest.sha256_of(path)})
+        stored = manifest.stored_result(path, key)
+        if stored is not None:
+            results.append(file_result(stored))
+            continue
+        if exam is None:
+            exam = suite.prepare(
+                checkpoint, conversations, problems, settings=settings, on_progress=on_progress
+            )
+        try:
+            result = suite.evaluate(
+                path,
+                exam,
+                sha256=manifest.sha256_of(path),
+                threads=threads,
+                on_progress=on_progress,
+            )
+        except QwqError as error:
+            failures.append(error)
+            continue
+        manifest.store_result(path, key, to_json(result))
+        results.append(result)
+    report = Report(
+        model=model_name(checkpoint.path),
+        checkpoint_sha256=manifest.checkpoint_sha256(checkpoint.path),
+        evaluation_sha256=text_sha256,
+        settings=settings,
+        environment=environment,
+        files=tuple(results),
+    )
+    return report, failures
+
+
+def engine_threads(checkpoint: Checkpoint, threads: int | None) -> int | None:
+    """One thread for a small model where none are asked for, else what the engine chooses."""
+    if threads is None and n_weights(checkpoint) < SMALL_MODEL_WEIGHTS:
+        return 1
+    return threads
+
+
+def n_weights(checkpoint: Checkpoint) -> int:
+    """Weights of the model, embeddings included."""
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
