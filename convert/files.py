@@ -11,6 +11,10 @@ from typing import BinaryIO
 
 from convert.errors import DiskFullError, OutputExistsError, QwqError
 
+_UNWRITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+)
+
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise OutputExistsError where `path` exists and may not be replaced."""
@@ -104,7 +108,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk filled up while it was written; "
                 "free some space or choose another disk with -o"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _UNWRITABLE:
             raise QwqError(
                 f"{path}: cannot be written ({error.strerror}); choose another place with -o"
             ) from error

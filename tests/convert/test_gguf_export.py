@@ -1,0 +1,252 @@
+"""The one-pass file equals what llama.cpp's own quantizer makes of the BF16 file, byte for byte."""
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError, DiskFullError, OutputExistsError
+from convert.files import partial_path
+from convert.gguf_export import GgufResult, export_gguf, export_planned
+from convert.gguf_header import read_header
+from convert.plan import plan_file
+from convert.recipe import RECIPES, Recipe
+from tests.synthetic import Array, write_checkpoint
+
+NANO = Path(__file__).parents[2] / "quant_eval/nano/checkpoint"
+ONE_LAYER = {"num_hidden_layers": 1, "max_window_layers": 1}
+
+
+class StoredTensor(NamedTuple):
+    quant_type: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    data = path.read_bytes()
+    return {
+        tensor.name: StoredTensor(
+            tensor.quant_type.name,
+            tensor.shape,
+            hashlib.sha256(data[tensor.offset : tensor.offset + tensor.nbytes]).hexdigest(),
+        )
+        for tensor in read_header(path).tensors.values()
+    }
+
+
+def export(folder: Path, recipe_name: str, path: Path, *, threads: int = 2) -> GgufResult:
+    with Checkpoint.open(folder) as checkpoint:
+        return export_gguf(checkpoint, recipe_name, path, threads=threads)
+
+
+def quantize_with_llama_cpp(bf16_path: Path, recipe: Recipe, path: Path) -> None:
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = int(recipe.file_type)
+    settings.nthread = 2
+    failed = llama_cpp.llama_model_quantize(
+        str(bf16_path).encode(), str(path).encode(), ctypes.byref(settings)
+    )
+    assert not failed
+
+
+SHAPES: dict[str, Mapping[str, object]] = {
+    "unshared heads": {"num_hidden_layers": 20, "num_key_value_heads": 4, "intermediate_size": 256},
+    "rows of 288 and 544": {
+        "hidden_size": 288,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 544,
+        "num_hidden_layers": 3,
+    },
+    "rows of 1000": {
+        "hidden_size": 1000,
+        "num_attention_heads": 10,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+    },
+    "tied embeddings": {"tie_word_embeddings": True, "num_hidden_layers": 2},
+    "80 layers": {"num_hidden_layers": 80, "intermediate_size": 256, "vocab_size": 288},
+}
+
+
+@pytest.fixture(scope="module")
+def bf16_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """A checkpoint by name and its BF16 file, each made once."""
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def make(name: str) -> tuple[Path, Path]:
+        if name not in made:
+            root = tmp_path_factory.mktemp("source")
+            folder = NANO if name == "nano" else root / "checkpoint"
+            if name != "nano":
+                write_checkpoint(folder, config={"max_window_layers": 99} | dict(SHAPES[name]))
+            export(folder, "BF16", root / "bf16.gguf")
+            made[name] = folder, root / "bf16.gguf"
+        return made[name]
+
+    return make
+
+
+CASES = [pytest.param("nano", recipe) for recipe in RECIPES] + [
+    pytest.param(name, recipe, marks=pytest.mark.slow if name == "80 layers" else ())
+    for name, recipes in {
+        "unshared heads": ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K"),
+        "rows of 288 and 544": ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"),
+        "rows of 1000": ("Q8_0", "Q6_K", "Q4_K_M", "F16"),
+        "tied embeddings": ("Q8_0", "Q4_K_M"),
+        "80 layers": ("Q3_K_M",),
+    }.items()
+    for recipe in recipes
+]
+
+
+@pytest.mark.parametrize(("source", "recipe_name"), CASES)
+def test_same_types_and_bytes_as_llama_cpp(
+    tmp_path: Path,
+    bf16_of: Callable[[str], tuple[Path, Path]],
+    source: str,
+    recipe_name: str,
+) -> None:
+    """Every tensor's type, shape and bytes, and all metadata, equal llama.cpp's own.
+
+    Catches a wrong rule of a recipe, a wrong row cut, a wrong encoder call.
+    """
+    folder, bf16_path = bf16_of(source)
+    export(folder, recipe_name, tmp_path / "ours.gguf")
+    quantize_with_llama_cpp(bf16_path, RECIPES[recipe_name], tmp_path / "theirs.gguf")
+    ours, theirs = stored_tensors(tmp_path / "ours.gguf"), stored_tensors(tmp_path / "theirs.gguf")
+    assert ours == theirs
+    our_metadata = read_header(tmp_path / "ours.gguf").metadata
+    their_metadata = read_header(tmp_path / "theirs.gguf").metadata
+    assert our_metadata.keys() == their_metadata.keys()
+    for key, value in our_metadata.items():
+        np.testing.assert_array_equal(value, their_metadata[key])
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F32"])
+def test_sources_of_other_dtypes(tmp_path: Path, dtype: str) -> None:
+    """Float16 and float32 checkpoints encode from their exact values: from an F32 file alike."""
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER, dtype=dtype)
+    export(folder, "F32", tmp_path / "f32.gguf")
+    export(folder, "Q4_K_M", tmp_path / "ours.gguf")
+    quantize_with_llama_cpp(tmp_path / "f32.gguf", RECIPES["Q4_K_M"], tmp_path / "theirs.gguf")
+    assert stored_tensors(tmp_path / "ours.gguf") == stored_tensors(tmp_path / "theirs.gguf")
+
+
+def test_slices_threads_and_company_change_no_byte(tmp_path: Path) -> None:
+    """A row at a time or all at once, one thread or three, alone or with other types: one file."""
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER)
+    with Checkpoint.open(folder) as checkpoint:
+
+        def hashes(names: tuple[str, ...], *, threads: int, slice_n_weights: int) -> list[str]:
+            plans = [
+                plan_file(checkpoint, RECIPES[name], tmp_path / f"{name}.gguf") for name in names
+            ]
+            results = export_planned(
+                checkpoint, plans, threads=threads, force=True, slice_n_weights=slice_n_weights
+            )
+            data = [result.path.read_bytes() for result in results]
+            assert [len(d) for d in data] == [plan.nbytes for plan in plans]
+            return [hashlib.sha256(d).hexdigest() for d in data]
+
+        alone = hashes(("Q4_K_M",), threads=1, slice_n_weights=1 << 22)
+        assert hashes(("Q4_K_M",), threads=3, slice_n_weights=1) == alone
+        assert hashes(("Q4_K_M",), threads=2, slice_n_weights=5000) == alone
+        together = hashes(("F16", "Q4_K_M", "Q2_K"), threads=2, slice_n_weights=70_000)
+        assert together[1:2] == alone
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    """The file of a known checkpoint never changes unnoticed, on no machine and by no upgrade."""
+    folder = write_checkpoint(tmp_path / "golden", config=ONE_LAYER)
+    export(folder, "Q4_K_M", tmp_path / "out.gguf")
+    sha256 = hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
+    assert sha256 == "ef800c236e75721d84b8ab76d6cd4c777307f6b2a25481e0f9c85e114d4caa23"
+
+
+def test_progress_counts_every_weight(tmp_path: Path) -> None:
+    """Progress rises to exactly the number of weights."""
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER)
+    seen: list[tuple[int, int]] = []
+    with Checkpoint.open(folder) as checkpoint:
+        result = export_gguf(
+            checkpoint, "q8_0", tmp_path / "o.gguf", on_progress=lambda *at: seen.append(at)
+        )
+    assert seen == sorted(seen)
+    assert seen[-1] == (result.n_weights, result.n_weights)
+    assert result.nbytes == result.path.stat().st_size
+    assert 8.5 <= result.bits_per_weight < 8.6
+
+
+def nothing_left(path: Path) -> bool:
+    return not path.exists() and not partial_path(path).exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_damaged_weights_leave_no_file(tmp_path: Path, value: float) -> None:
+    """NaN in the last tensor: the error comes late, and what was written until then is gone."""
+
+    def spoil(tensors: dict[str, Array]) -> None:
+        tensors["lm_head.weight"][319, 255] = value
+
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER, edit=spoil)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight holds (nan|inf) at \[319, 255\]"):
+        export(folder, "Q4_K_M", tmp_path / "o.gguf")
+    assert nothing_left(tmp_path / "o.gguf")
+
+
+def test_weights_too_large_for_float16(tmp_path: Path) -> None:
+    """A weight that F16, or a block's F16 scale, cannot hold is refused, not stored as infinity."""
+
+    def enlarge(tensors: dict[str, Array]) -> None:
+        tensors["lm_head.weight"][1, 2] = 1e12
+
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER, edit=enlarge)
+    for recipe_name in ("F16", "Q8_0", "Q4_K_M"):
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight: .+ too large for .+BF16"):
+            export(folder, recipe_name, tmp_path / "o.gguf")
+    assert nothing_left(tmp_path / "o.gguf")
+    export(folder, "BF16", tmp_path / "o.gguf")
+
+
+def test_existing_output(tmp_path: Path, synthetic: Path) -> None:
+    """An output that is there is kept, and replaced with force."""
+    path = tmp_path / "o.gguf"
+    path.write_bytes(b"precious")
+    with (
+        Checkpoint.open(synthetic) as checkpoint,
+        pytest.raises(OutputExistsError, match="--force"),
+    ):
+        export_gguf(checkpoint, "F32", path)
+    assert path.read_bytes() == b"precious"
+    with Checkpoint.open(synthetic) as checkpoint:
+        export_gguf(checkpoint, "F32", path, force=True)
+    assert len(read_header(path).tensors) == 99
+
+
+def test_disk_too_small_is_known_before_work(
+    tmp_path: Path, synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan's bytes are held against the free bytes before the first is written."""
+    monkeypatch.setattr("convert.files.free_space", lambda _folder: 1_000_000)
+    with pytest.raises(DiskFullError, match=r"4,\d+,\d+ bytes are needed and 1,000,000 are free"):
+        export(synthetic, "Q8_0", tmp_path / "o.gguf")
+    assert nothing_left(tmp_path / "o.gguf")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_disk_that_fills_up(tmp_path: Path, synthetic: Path) -> None:
+    """ENOSPC in the middle of the work: a typed error, and nothing under either name."""
+    path = tmp_path / "o.gguf"
+    partial_path(path).symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"o\.gguf: the disk filled up while it was written"):
+        export(synthetic, "Q8_0", path)
+    assert nothing_left(path)

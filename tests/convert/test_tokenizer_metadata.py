@@ -1,0 +1,216 @@
+"""The file says of itself what llama.cpp's converter writes, and tokenizes as the checkpoint."""
+
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError
+from convert.gguf_export import export_gguf
+from convert.gguf_header import MetadataValue, read_header
+from tests.synthetic import CHAT_TEMPLATE, PLAIN_ADDED_TOKENS, SPECIAL_TOKENS, write_checkpoint
+
+NANO = Path(__file__).parents[2] / "quant_eval/nano/checkpoint"
+
+CONVERTER_KEYS = """
+general.architecture general.type general.sampling.top_k general.sampling.top_p
+general.sampling.temp general.sampling.penalty_repeat general.name general.size_label
+qwen2.block_count qwen2.context_length qwen2.embedding_length qwen2.feed_forward_length
+qwen2.attention.head_count qwen2.attention.head_count_kv qwen2.rope.freq_base
+qwen2.attention.layer_norm_rms_epsilon general.file_type general.quantization_version
+tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens tokenizer.ggml.token_type
+tokenizer.ggml.merges tokenizer.ggml.eos_token_id tokenizer.ggml.padding_token_id
+tokenizer.ggml.bos_token_id tokenizer.ggml.add_bos_token tokenizer.ggml.add_eos_token
+tokenizer.chat_template
+""".split()
+"""What convert_hf_to_gguf.py of llama-cpp-python 0.3.36 wrote for synthetic.py's checkpoint."""
+
+HARD_TEXTS = (
+    "",
+    "The quick brown fox",
+    "  two  spaces\n\n\nand lines\t\ttabs \r\n",
+    "x = [i**2 for i in range(10)]  # 12345 67.89",
+    "It's we'll I'd they'RE",
+    "Größe, naïve, Ελληνικά, Русский, 中文字符, 日本語, 한국어, العربية",
+    "e\u0301 vs \u00e9, \u1e9b\u0323",
+    "👩‍👩‍👧‍👦 🇺🇳 😀",
+    "<|im_start|>user\nhi<|im_end|>\n<think>a</think>",
+    "<|im_start<|im_end|> <thinks> <tool_call>{}</tool_call>",
+    "\u200b\ufeff\u00a0 \u2028",
+)
+
+
+def metadata_of(folder: Path, path: Path) -> dict[str, MetadataValue]:
+    with Checkpoint.open(folder) as checkpoint:
+        export_gguf(checkpoint, "BF16", path)
+    return read_header(path).metadata
+
+
+def small(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "Tiny-Qwen-4M", config={"num_hidden_layers": 1})
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+
+
+def test_keys_are_the_converters(tmp_path: Path) -> None:
+    """No key of llama.cpp's converter is missing, and beyond them only what sampling needs."""
+    metadata = metadata_of(write_checkpoint(tmp_path / "random"), tmp_path / "o.gguf")
+    ours = {"general.sampling.min_p", "general.sampling.sequence"}
+    assert set(metadata) == set(CONVERTER_KEYS) | ours
+
+
+def test_values(tmp_path: Path) -> None:
+    """Sizes, tokens with their types, special ids, template and sampling, spelled out."""
+    metadata = metadata_of(small(tmp_path), tmp_path / "o.gguf")
+    expected: dict[str, object] = {
+        "general.architecture": "qwen2",
+        "general.name": "Tiny Qwen 4M",
+        "general.basename": "Tiny-Qwen",
+        "general.file_type": 32,
+        "general.quantization_version": 2,
+        "general.sampling.temp": pytest.approx(0.6),
+        "general.sampling.top_k": 40,
+        "general.sampling.top_p": pytest.approx(0.95),
+        "general.sampling.min_p": 0.0,
+        "general.sampling.penalty_repeat": 1.0,
+        "general.sampling.sequence": "penalties;temperature;top_k;top_p;min_p",
+        "qwen2.block_count": 1,
+        "qwen2.context_length": 4096,
+        "qwen2.embedding_length": 256,
+        "qwen2.feed_forward_length": 512,
+        "qwen2.attention.head_count": 8,
+        "qwen2.attention.head_count_kv": 2,
+        "qwen2.rope.freq_base": 1e6,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.merges": ["t h", "th e", "Ġ the"],
+        "tokenizer.ggml.bos_token_id": 259,
+        "tokenizer.ggml.eos_token_id": 261,
+        "tokenizer.ggml.padding_token_id": 259,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+    }
+    assert {key: metadata[key] for key in expected} == expected
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(types, np.ndarray)
+    assert len(tokens) == len(types) == 320
+    assert tokens[256:259] == ["th", "the", "Ġthe"]
+    assert tokens[259:266] == [*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS]
+    assert tokens[266:268] == ["[PAD266]", "[PAD267]"]
+    assert types.tolist() == [1] * 259 + [3] * 3 + [4] * 4 + [5] * 54
+
+
+def test_rope_scaling_only_where_config_has_it(tmp_path: Path) -> None:
+    """Yarn writes type, factor and original length; without it there is no key of scaling."""
+    folder = small(tmp_path)
+    plain = metadata_of(folder, tmp_path / "plain.gguf")
+    assert not [key for key in plain if "rope.scaling" in key]
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    edit_json(folder / "config.json", lambda config: config.update(rope_scaling=yarn))
+    scaled = metadata_of(folder, tmp_path / "scaled.gguf")
+    assert {key: scaled[key] for key in scaled if "rope.scaling" in key} == {
+        "qwen2.rope.scaling.type": "yarn",
+        "qwen2.rope.scaling.factor": 4.0,
+        "qwen2.rope.scaling.original_context_length": 32768,
+    }
+
+
+def test_model_card_and_template_file(tmp_path: Path) -> None:
+    """The card's front matter names the model; chat_template.jinja serves as well as the key."""
+    folder = small(tmp_path)
+    (folder / "README.md").write_text(
+        "---\nmodel_name: My Model\nlicense: apache-2.0\nlanguage: [en]\n---\n# Hello\n"
+    )
+    edit_json(folder / "tokenizer_config.json", lambda config: config.pop("chat_template"))
+    (folder / "chat_template.jinja").write_text("template {{ messages }}")
+    metadata = metadata_of(folder, tmp_path / "o.gguf")
+    assert metadata["general.name"] == "My Model"
+    assert metadata["general.license"] == "apache-2.0"
+    assert metadata["general.languages"] == ["en"]
+    assert metadata["tokenizer.chat_template"] == "template {{ messages }}"
+
+
+def test_tokenizes_as_the_checkpoint(tmp_path: Path) -> None:
+    """llama.cpp reads the same ids out of hard texts as the checkpoint's own tokenizer.
+
+    It has no normalizer: NFC is the reader's part, and is done here as a reader does it.
+    """
+    import llama_cpp
+    from tokenizers import Tokenizer
+
+    metadata_of(NANO, tmp_path / "nano.gguf")
+    tokenizer = Tokenizer.from_file(str(NANO / "tokenizer.json"))
+    model = llama_cpp.Llama(str(tmp_path / "nano.gguf"), vocab_only=True, verbose=False)
+    try:
+        for text in HARD_TEXTS:
+            expected = tokenizer.encode(text, add_special_tokens=False).ids
+            composed = unicodedata.normalize("NFC", text).encode()
+            assert model.tokenize(composed, add_bos=False, special=True) == expected, text
+    finally:
+        model.close()
+
+
+def reorder_split(tokenizer: dict[str, Any]) -> None:
+    split = tokenizer["pre_tokenizer"]["pretokenizers"][0]
+    split["pattern"]["Regex"] = split["pattern"]["Regex"].replace(r"\p{N}|", r"\p{N}{1,3}|")
+
+
+@pytest.mark.parametrize(
+    ("file_name", "change", "message"),
+    [
+        (
+            "tokenizer.json",
+            lambda t: t["model"].update(type="WordPiece"),
+            "holds no BPE vocabulary",
+        ),
+        ("tokenizer.json", lambda t: t["model"].update(merges=[]), "vocabulary with merges"),
+        ("tokenizer.json", reorder_split, "its pre-tokenizer is not Qwen2's"),
+        ("tokenizer.json", lambda t: t.update(pre_tokenizer=None), "its pre-tokenizer is not"),
+        ("tokenizer.json", lambda t: t["model"]["vocab"].update(a=320), "token 'a' has id 320 and"),
+        ("tokenizer.json", lambda t: t["model"]["vocab"].update(a="5"), "token 'a' has id 5 and"),
+        ("tokenizer.json", lambda t: t["model"]["vocab"].update(xx=3), "share id 3"),
+        ("tokenizer.json", lambda t: t["added_tokens"][0].pop("special"), "an added token lacks"),
+        ("tokenizer.json", lambda t: t["model"].update(merges=[1, 2]), r"cannot be used \("),
+        ("tokenizer_config.json", lambda t: t.pop("chat_template"), "there is no chat template"),
+        ("generation_config.json", lambda t: t.update(top_k="all"), "top_k is all, not a number"),
+        ("generation_config.json", lambda t: t.update(temperature=-1), "temperature is -1"),
+    ],
+)
+def test_tokenizers_that_do_not_fit(
+    tmp_path: Path, file_name: str, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    """What GGUF readers would misread is refused with the file's name before work starts."""
+    folder = small(tmp_path)
+    edit_json(folder / file_name, change)
+    with pytest.raises(CheckpointError, match=message):
+        metadata_of(folder, tmp_path / "o.gguf")
+    assert not (tmp_path / "o.gguf").exists()
+
+
+@pytest.mark.parametrize("card", ["---\n{\n---\n", "---\nname: [1]\n---\n"])
+def test_model_cards_that_do_not_fit(tmp_path: Path, card: str) -> None:
+    """A front matter that is no YAML, or no text where text belongs."""
+    folder = small(tmp_path)
+    (folder / "README.md").write_text(card)
+    with pytest.raises(CheckpointError, match="model card"):
+        metadata_of(folder, tmp_path / "o.gguf")
+
+
+@pytest.mark.parametrize("file_name", ["tokenizer.json", "tokenizer_config.json"])
+def test_missing_tokenizer_files(tmp_path: Path, file_name: str) -> None:
+    """The file that is missing is named."""
+    folder = small(tmp_path)
+    (folder / file_name).unlink()
+    with pytest.raises(CheckpointError, match=f"{file_name}: the file is missing"):
+        metadata_of(folder, tmp_path / "o.gguf")
