@@ -1,5 +1,7 @@
 """Conversations -> token ids, rendered with the checkpoint's own template, thoughts included."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,8 +59,8 @@ class TokenBatch:
     ids: (n_sequences, n_positions) int64. is_token: the same shape, False on padding.
     """
 
-    ids: "torch.Tensor"
-    is_token: "torch.Tensor"
+    ids: torch.Tensor
+    is_token: torch.Tensor
 
 
 def load_conversations(path: Path | str) -> list[Conversation]:
@@ -85,7 +87,7 @@ def set_digest(conversations: Iterable[Conversation]) -> str:
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer with its chat template, from its own files alone.
 
     Raises QwqError where the folder has no readable tokenizer or no template.
@@ -106,7 +108,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def tokenize_conversation(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase"
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase
 ) -> TokenizedConversation:
     """Render and tokenize one conversation as the model meets it.
 

@@ -5,6 +5,8 @@ qweight, qzeros, scales and g_idx, packed into int32 along the inputs; all else 
 `checkpoint_format: gptq` (v1) stores zeros minus one.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import shutil
@@ -205,7 +207,7 @@ class _Run:
                 yield from self._copied(spec.name)
 
     def _half_chunks(
-        self, layer: "Qwen2DecoderLayer", prefix: str, half: Half, hidden: "list[torch.Tensor]"
+        self, layer: Qwen2DecoderLayer, prefix: str, half: Half, hidden: list[torch.Tensor]
     ) -> Iterator[Chunk]:
         """Quantize half a layer in place, then move the hidden states past it.
 
@@ -223,17 +225,15 @@ class _Run:
         for i, states in enumerate(hidden):
             hidden[i] = states + self._stream.run_body(layer, half, norm(states))
 
-    def _hessian_of_norm(
-        self, norm: "torch.nn.Module", hidden: "list[torch.Tensor]"
-    ) -> "torch.Tensor":
+    def _hessian_of_norm(self, norm: torch.nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
         hessian, n_seen = _empty_hessian(self.checkpoint.model.hidden_size), 0
         for states, batch in zip(hidden, self.batches, strict=True):
             n_seen = accumulate_hessian(hessian, norm(states[batch.is_token]), n_seen)
         return hessian
 
     def _hessian_of_last(
-        self, layer: "Qwen2DecoderLayer", half: Half, hidden: "list[torch.Tensor]"
-    ) -> "torch.Tensor":
+        self, layer: Qwen2DecoderLayer, half: Half, hidden: list[torch.Tensor]
+    ) -> torch.Tensor:
         norm = layer.get_submodule(half.norm)
         linear = layer.get_submodule(half.body).get_submodule(half.last)
         assert isinstance(linear.in_features, int)
@@ -246,7 +246,7 @@ class _Run:
         return hessian
 
     def _linear_chunks(
-        self, name: str, body: "torch.nn.Module", linear: str, hessian: "torch.Tensor"
+        self, name: str, body: torch.nn.Module, linear: str, hessian: torch.Tensor
     ) -> Iterator[Chunk]:
         """Solve one linear, put what it became in its place, and yield its tensors."""
         import torch
@@ -277,7 +277,7 @@ class _Run:
             yield name, _narrowed(rows, info.dtype)
 
 
-def _empty_hessian(n_in: int) -> "torch.Tensor":
+def _empty_hessian(n_in: int) -> torch.Tensor:
     import torch
 
     return torch.zeros(n_in, n_in, dtype=torch.float32)

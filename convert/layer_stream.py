@@ -4,6 +4,8 @@ Layers are transformers' own modules, so the arithmetic is the reference's: weig
 checkpoint's dtype to float32, computed in float32. Memory: one layer and the hidden states.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +57,7 @@ class LayerStream:
         self._config._attn_implementation = "sdpa"
         self._rotary = Qwen2RotaryEmbedding(self._config).to(self.device)
 
-    def load_layer(self, index: int) -> "Qwen2DecoderLayer":
+    def load_layer(self, index: int) -> Qwen2DecoderLayer:
         """Layer `index` with its weights in float32, in evaluation mode, without gradients."""
         import torch
         from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
@@ -70,7 +72,7 @@ class LayerStream:
         layer.eval().requires_grad_(False)
         return layer.to(self.device)
 
-    def embed(self, batches: Sequence[TokenBatch]) -> "list[torch.Tensor]":
+    def embed(self, batches: Sequence[TokenBatch]) -> list[torch.Tensor]:
         """Hidden states before the first layer: (n_sequences, n_positions, hidden_size) a batch.
 
         Reads the embedding matrix once, in slices, and keeps only the rows that occur.
@@ -89,7 +91,7 @@ class LayerStream:
                 states[place] = rows[batch.ids[place] - start]
         return [states.to(self.device) for states in hidden]
 
-    def positions(self, hidden: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    def positions(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of the rotary embedding, (1, n_positions, head_dim) each."""
         import torch
 
@@ -97,9 +99,7 @@ class LayerStream:
         cosines, sines = self._rotary(hidden, ids)
         return cosines, sines
 
-    def run_body(
-        self, layer: "Qwen2DecoderLayer", half: Half, normed: "torch.Tensor"
-    ) -> "torch.Tensor":
+    def run_body(self, layer: Qwen2DecoderLayer, half: Half, normed: torch.Tensor) -> torch.Tensor:
         """What half a layer adds to its input, from the normed input."""
         if half.body == "mlp":
             added: torch.Tensor = layer.mlp(normed)
@@ -115,7 +115,7 @@ class LayerStream:
         batches: Sequence[TokenBatch],
         *,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> "list[torch.Tensor]":
+    ) -> list[torch.Tensor]:
         """Hidden states after the last layer and before the final norm, batch by batch."""
         import torch
 
@@ -133,11 +133,11 @@ class LayerStream:
 
 @contextmanager
 def capturing_input(
-    module: "torch.nn.Module", visit: "Callable[[torch.Tensor], None]"
+    module: torch.nn.Module, visit: Callable[[torch.Tensor], None]
 ) -> Iterator[None]:
     """Hand every input of `module` to `visit` while the context lasts."""
 
-    def hook(_: "torch.nn.Module", arguments: "tuple[torch.Tensor, ...]") -> None:
+    def hook(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         visit(arguments[0])
 
     handle = module.register_forward_pre_hook(hook)

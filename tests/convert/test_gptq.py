@@ -1,0 +1,195 @@
+"""The solver against the paper's own equations and against changes that must not matter."""
+
+import numpy as np
+import pytest
+import torch
+
+from convert.errors import NumericalError, UsageError
+from convert.gptq import GptqSettings, GptqSolution, dequantize, quantize_matrix, round_to_codes
+from tests.oracles.gptq_twin import gptq_twin
+
+
+def problem(
+    n_out: int = 6, n_in: int = 128, *, seed: int = 0, n_tokens: int = 512
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and the Hessian of strongly correlated inputs, float64."""
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n_out, n_in, generator=rng, dtype=torch.float64) * 0.05
+    mixing = torch.randn(n_in, n_in, generator=rng, dtype=torch.float64)
+    mixing *= torch.logspace(0, -2, n_in, dtype=torch.float64)[:, None]
+    inputs = torch.randn(n_tokens, n_in, generator=rng, dtype=torch.float64) @ mixing
+    return weight, 2 * inputs.T @ inputs / n_tokens
+
+
+def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:
+    difference = weight - rounded.to(weight.dtype)
+    return float(((difference @ hessian) * difference).sum())
+
+
+def round_to_nearest(weight: torch.Tensor, settings: GptqSettings) -> torch.Tensor:
+    """What the solver does without a Hessian to speak of: every column stands alone."""
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype)
+    return dequantize(quantize_matrix(weight, identity, settings), settings)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("clip_steps", [0, 8])
+def test_codes_equal_the_papers(bits: int, group_size: int, clip_steps: int) -> None:
+    """Catches any slip in the algebra: a wrong factor, a transposed update, a stale group."""
+    weight, hessian = problem()
+    settings = GptqSettings(
+        bits=bits, group_size=group_size, damp=0.02, clip_steps=clip_steps, column_chunk=48
+    )
+    solution = quantize_matrix(weight, hessian, settings)
+    codes, scales = gptq_twin(
+        weight.numpy(),
+        hessian.numpy(),
+        bits=bits,
+        group_size=group_size,
+        damp=0.02,
+        clip_steps=clip_steps,
+    )
+    np.testing.assert_array_equal(solution.scales.numpy(), scales.astype(np.float16))
+    np.testing.assert_array_equal(solution.codes.numpy(), codes)
+
+
+@pytest.mark.parametrize("column_chunk", [1, 7, 32, 100, 256])
+def test_column_chunk_does_not_matter(column_chunk: int) -> None:
+    """Catches global and local column indices mixed up, and groups that a chunk cuts."""
+    weight, hessian = problem(n_in=256)
+    whole = quantize_matrix(weight, hessian, GptqSettings(group_size=64, column_chunk=128))
+    other = quantize_matrix(weight, hessian, GptqSettings(group_size=64, column_chunk=column_chunk))
+    assert torch.equal(whole.scales, other.scales)
+    assert torch.equal(whole.codes, other.codes)
+
+
+def test_rows_are_independent() -> None:
+    """Catches anything shared between outputs."""
+    weight, hessian = problem()
+    together = quantize_matrix(weight, hessian, GptqSettings())
+    for row in range(len(weight)):
+        alone = quantize_matrix(weight[row : row + 1], hessian, GptqSettings())
+        assert torch.equal(alone.codes[0], together.codes[row])
+
+
+def test_the_hessians_scale_does_not_matter() -> None:
+    """Catches damping that is absolute, not a fraction of the mean diagonal."""
+    weight, hessian = problem()
+    one = quantize_matrix(weight, hessian, GptqSettings())
+    other = quantize_matrix(weight, hessian * 2.0**20, GptqSettings())
+    assert torch.equal(one.codes, other.codes)
+
+
+def test_inputs_are_not_changed() -> None:
+    """Catches damping or updates done in the caller's arrays."""
+    weight, hessian = problem()
+    before = weight.clone(), hessian.clone()
+    quantize_matrix(weight, hessian, GptqSettings())
+    assert torch.equal(weight, before[0])
+    assert torch.equal(hessian, before[1])
+
+
+def test_float32_and_threads_change_no_more_than_ties() -> None:
+    """Catches arithmetic that needs float64: in float32, and threaded, codes differ by rounding."""
+    weight, hessian = problem(n_out=64, n_in=256)
+    exact = quantize_matrix(weight, hessian, GptqSettings())
+    n_threads = torch.get_num_threads()
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        single = quantize_matrix(weight.float(), hessian.float(), GptqSettings())
+        assert (single.codes == exact.codes).double().mean() > 0.99
+        assert output_error(weight, dequantize(single, GptqSettings()), hessian) == pytest.approx(
+            output_error(weight, dequantize(exact, GptqSettings()), hessian), rel=0.01
+        )
+    torch.set_num_threads(n_threads)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_error_is_below_rounding_to_nearest(bits: int) -> None:
+    """Catches a solver that ignores the Hessian: correlated inputs leave it much to gain."""
+    weight, hessian = problem(n_in=256)
+    settings = GptqSettings(bits=bits)
+    solved = dequantize(quantize_matrix(weight, hessian, settings), settings)
+    nearest = round_to_nearest(weight, settings)
+    ours = output_error(weight, solved, hessian)
+    assert ours < 0.5 * output_error(weight, nearest, hessian)
+
+
+def test_clipping_lowers_the_error_of_weights_with_outliers() -> None:
+    """Catches a search that never leaves the full range, or picks the worst."""
+    rng = torch.Generator().manual_seed(3)
+    weight = torch.randn(16, 128, generator=rng, dtype=torch.float64).pow(3)
+    plain = round_to_nearest(weight, GptqSettings(clip_steps=0))
+    clipped = round_to_nearest(weight, GptqSettings())
+    assert (weight - clipped).square().sum() < 0.95 * (weight - plain).square().sum()
+
+
+def test_dead_columns_disturb_nothing() -> None:
+    """Catches a division by a dead column's zero, and errors spread from or into it."""
+    weight, hessian = problem()
+    dead = [0, 5, 127]
+    hessian[dead, :] = 0
+    hessian[:, dead] = 0
+    settings = GptqSettings(clip_steps=0)
+    solution = quantize_matrix(weight, hessian, settings)
+    scale = solution.scales.double()
+    nearest = round_to_codes(weight[:, dead], scale, settings.zero) + settings.zero
+    assert torch.equal(solution.codes[:, dead].double(), nearest)
+    flipped = weight.clone()
+    flipped[:, dead] *= -1
+    alive = [column for column in range(128) if column not in dead]
+    other = quantize_matrix(flipped, hessian, settings)
+    assert torch.equal(other.codes[:, alive], solution.codes[:, alive])
+
+
+def test_damping_rises_where_it_must() -> None:
+    """Catches a Cholesky failure that ends the run, or goes unreported."""
+    weight, hessian = problem()
+    assert quantize_matrix(weight, hessian, GptqSettings()).damp == GptqSettings().damp
+    mean = hessian.diagonal().mean()
+    lowest = torch.linalg.eigvalsh(hessian)[0]
+    indefinite = hessian - (lowest + 0.1 * mean) * torch.eye(128, dtype=torch.float64)
+    solution = quantize_matrix(weight, indefinite, GptqSettings(damp=0.01))
+    assert solution.damp == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("hessian", "message"),
+    [
+        (torch.zeros(128, 128), "zero"),
+        (torch.full((128, 128), torch.nan), "NaN"),
+        (torch.eye(128) - 4 * torch.ones(128, 128) / 128, "indefinite"),
+    ],
+)
+def test_hopeless_hessians_are_errors(hessian: torch.Tensor, message: str) -> None:
+    """Catches codes made of NaN, and a loop that raises damping for ever."""
+    with pytest.raises(NumericalError, match=message):
+        quantize_matrix(torch.ones(4, 128), hessian, GptqSettings())
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-9, 1e-6, 1e3, 4e5])
+def test_weights_of_any_size(magnitude: float) -> None:
+    """Catches scales that underflow to 0 or lose their digits in float16."""
+    weight, hessian = problem()
+    weight *= magnitude
+    solution: GptqSolution = quantize_matrix(weight, hessian, GptqSettings(clip_steps=0))
+    values = dequantize(solution, GptqSettings())
+    assert values.isfinite().all()
+    assert (solution.scales > 0).all()
+    step = max(magnitude * 0.05, 2.0**-24)
+    assert (values - weight).abs().max() < 3 * step
+
+
+def test_weights_beyond_float16_are_errors() -> None:
+    """Catches an infinite scale written to the file."""
+    weight, hessian = problem()
+    with pytest.raises(NumericalError, match="float16"):
+        quantize_matrix(weight * 1e8, hessian, GptqSettings())
+
+
+@pytest.mark.parametrize("wrong", [{"bits": 5}, {"group_size": 100}, {"damp": 0.0}, {"damp": 2.0}])
+def test_settings_are_checked(wrong: dict[str, float]) -> None:
+    """Catches a wish that no reader of the format could follow."""
+    with pytest.raises(UsageError, match=r"choose|usual"):
+        GptqSettings(**wrong)  # type: ignore[arg-type]

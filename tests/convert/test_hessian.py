@@ -1,0 +1,41 @@
+"""The running Hessian against the plain product, however the tokens come."""
+
+import pytest
+import torch
+
+from convert.errors import NumericalError
+from convert.hessian import accumulate_hessian
+
+
+def inputs(n_tokens: int = 300) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(n_tokens, 24, generator=rng, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sizes", [[300], [1] * 300, [7, 250, 43], [43, 7, 250], [0, 300, 0]])
+def test_batches_do_not_matter(sizes: list[int]) -> None:
+    """Catches a mean weighted by batches, not tokens, and an empty batch that divides by 0."""
+    hessian, n_seen = torch.zeros(24, 24, dtype=torch.float64), 0
+    for batch in torch.split(inputs(), sizes):
+        n_seen = accumulate_hessian(hessian, batch, n_seen)
+    assert n_seen == 300
+    torch.testing.assert_close(hessian, 2 * inputs().T @ inputs() / 300)
+
+
+def test_order_does_not_matter() -> None:
+    """Catches old batches that fade."""
+    forward, backward = (torch.zeros(24, 24, dtype=torch.float64) for _ in range(2))
+    for i, batch in enumerate(torch.split(inputs(), 100)):
+        accumulate_hessian(forward, batch, 100 * i)
+    for i, batch in enumerate(reversed(torch.split(inputs(), 100))):
+        accumulate_hessian(backward, batch, 100 * i)
+    torch.testing.assert_close(forward, backward)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_inputs_are_errors(value: float) -> None:
+    """Catches a Hessian of NaN that shows up only as nonsense."""
+    broken = inputs()
+    broken[3, 4] = value
+    with pytest.raises(NumericalError, match="NaN or Inf"):
+        accumulate_hessian(torch.zeros(24, 24, dtype=torch.float64), broken, 0)

@@ -1,0 +1,51 @@
+"""The streamed reference against transformers' whole model in float32."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert.checkpoint import Checkpoint
+from quant_eval import reference
+from quant_eval.reference import final_hidden_states
+from tests.synthetic import write_checkpoint
+
+PASSAGES = [[7, 70, 200, 12, 90, 33, 61], [101, 102, 3], [5], [88, 250, 17], [9, 8, 7]]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_logits_equal_transformers(
+    tied: bool, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches passages swapped, a norm left out, the wrong matrix, and slices that miss rows."""
+    from transformers import Qwen2ForCausalLM
+
+    config: dict[str, object] = {"num_hidden_layers": 2, "tie_word_embeddings": tied}
+    folder = write_checkpoint(tmp_path / "model", config=config, dtype=dtype)
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    monkeypatch.setattr(reference, "MATRIX_ROWS", 100)
+    monkeypatch.setattr(reference, "MAX_CHUNK_ELEMENTS", 2 * 320)
+    with Checkpoint.open(folder) as checkpoint:
+        finished = final_hidden_states(checkpoint, PASSAGES, batch_tokens=8)
+        for i, ids in enumerate(PASSAGES):
+            with torch.no_grad():
+                expected = model(torch.tensor([ids])).logits[0].numpy()
+            chunks = list(finished.logits(i))
+            assert all(len(chunk) <= 2 for chunk in chunks)
+            np.testing.assert_allclose(np.concatenate(chunks), expected, rtol=0, atol=2e-4)
+            if len(ids) > 2:
+                part = np.concatenate(list(finished.logits(i, 1, len(ids) - 1)))
+                np.testing.assert_allclose(part, expected[1:-1], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 1000])
+def test_batches_do_not_matter(batch_tokens: int, tmp_path: Path) -> None:
+    """Catches padding that is looked at, and hidden states that end up at another passage."""
+    folder = write_checkpoint(tmp_path / "model", config={"num_hidden_layers": 2})
+    with Checkpoint.open(folder) as checkpoint:
+        one = final_hidden_states(checkpoint, PASSAGES, batch_tokens=8)
+        other = final_hidden_states(checkpoint, PASSAGES, batch_tokens=batch_tokens)
+    for a, b in zip(one.hidden, other.hidden, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
