@@ -1,6 +1,5 @@
 """QwQ: a path becomes a model that answers."""
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from qwq_local.engine import Engine
 from qwq_local.find import find_model
 from qwq_local.messages import normalise
 from qwq_local.reply import Done, Event, Notice, Reply, ReplySplitter, Timings, Usage
-from qwq_local.sampling import MAX_SEED, Sampling
+from qwq_local.sampling import Sampling, choose_seed
 from qwq_local.session import Session
 
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -94,9 +93,7 @@ class QwQ:
         do not fit in the context.
         """
         sampling = self.sampling if sampling is None else sampling
-        seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
-        if not 0 <= seed <= MAX_SEED:
-            raise UsageError(f"seed: {seed} is out of range; choose 0 to {MAX_SEED}")
+        seed = choose_seed(seed)
         prompt = self._template.render(normalise(messages), tools=tools)
         ids = prompt.tokenize(self.engine)
         n_left = self.engine.context_length - len(ids)

@@ -1,6 +1,7 @@
 """Which tokens may follow: the numbers of the sampler chain, and where their defaults come from."""
 
 import dataclasses
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,15 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+def choose_seed(seed: int | None) -> int:
+    """The seed as it was given, or one that is drawn. Raises UsageError where it is no seed."""
+    if seed is None:
+        return secrets.randbelow(MAX_SEED + 1)
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed: {seed} is out of range; choose a number from 0 to {MAX_SEED}")
+    return seed
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convert.errors import UsageError
 from qwq_local.messages import Message
 from qwq_local.reply import Answer, Done, Event, Reasoning, Reply, ToolCall, collect
-from qwq_local.sampling import MAX_SEED, Sampling
+from qwq_local.sampling import MAX_SEED, Sampling, choose_seed
 
 if TYPE_CHECKING:
     from qwq_local.model import QwQ
@@ -37,7 +36,7 @@ class Session:
         self._qwq = qwq
         self._tools = tools
         self._sampling = sampling
-        self._seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
+        self._seed = choose_seed(seed)
         self._messages: list[Message] = []
         if system is not None:
             self._messages.append({"role": "system", "content": system})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from convert.errors import GgufError, QwqError
 from convert.gguf_header import GgufHeader
-from qwq_local.engines.loop import EngineLoop
+from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop
 from qwq_local.memory import choose_context, usable_cores
 from qwq_local.sampling import Sampling
 
@@ -62,8 +62,8 @@ class GgufEngine(EngineLoop):
         except QwqError:
             self.close()
             raise
-        self._batch_ids = (self._llama.llama_token * self.prefill_batch)()
-        self._batch_outputs = (ctypes.c_int8 * self.prefill_batch)(*[1] * self.prefill_batch)
+        self._batch_ids = (self._llama.llama_token * PREFILL_BATCH)()
+        self._batch_outputs = (ctypes.c_int8 * PREFILL_BATCH)(*[1] * PREFILL_BATCH)
         self.control_tokens = {
             self._piece(token_id).decode("utf-8", errors="replace"): token_id
             for token_id in range(self.vocab_size)
@@ -104,7 +104,7 @@ class GgufEngine(EngineLoop):
     def _make_context(self, path: Path, n_threads: int) -> Any:
         params = self._llama.llama_context_default_params()
         params.n_ctx = self.context_length
-        params.n_batch = params.n_ubatch = self.prefill_batch
+        params.n_batch = params.n_ubatch = PREFILL_BATCH
         params.n_outputs_max = self.n_logits_rows
         params.n_threads = params.n_threads_batch = n_threads
         context = self._llama.llama_init_from_model(self._model, params)

@@ -13,6 +13,13 @@ from qwq_local.engine import shared_prefix
 from qwq_local.sampling import Sampling
 
 PREFILL_BATCH = 512
+REUSE_UNIT = 64
+"""The kv_cache is reused in multiples of this many positions, the row tile of CPU kernels.
+
+Kernels round differently by the size of a batch. So a prompt is always read as multiples of the
+unit and then its tail, and neither a tail nor what was decoded is ever reused: a reply comes out
+the same, bit for bit on a CPU, whatever was in the kv_cache before.
+"""
 MAX_LOGITS_IN_CHUNK = 1 << 25  # 128 MiB of float32
 
 
@@ -20,17 +27,19 @@ class EngineLoop(ABC):
     """Prefill, decode and logits, with the longest shared prefix kept in the kv_cache.
 
     Each token is made under a lock from the ids that its own reply has so far, so replies may
-    take turns in any order; taking turns costs a prefill of what the two do not share.
+    take turns in any order; taking turns costs a prefill of what the two do not share, and may
+    change a choice between two tokens that are equally likely within rounding.
     """
 
     def __init__(self, *, vocab_size: int, context_length: int) -> None:
         self.vocab_size = vocab_size
         self.context_length = context_length
-        self.prefill_batch = PREFILL_BATCH
-        self.n_logits_rows = max(1, min(PREFILL_BATCH, MAX_LOGITS_IN_CHUNK // vocab_size))
+        n_rows = min(PREFILL_BATCH, MAX_LOGITS_IN_CHUNK // vocab_size)
+        self.n_logits_rows = max(REUSE_UNIT, n_rows // REUSE_UNIT * REUSE_UNIT)
         self._lock = threading.Lock()
-        self._sequence: list[int] = []  # the kv_cache holds its first _n_filled ids
+        self._sequence: list[int] = []  # the kv_cache holds its first _n_filled ids,
         self._n_filled = 0
+        self._n_reusable = 0  # of which another sequence may reuse so many
 
     @abstractmethod
     def _trim(self, n_kept: int) -> None:
@@ -52,7 +61,7 @@ class EngineLoop(ABC):
 
     def n_cached(self, ids: Sequence[int]) -> int:
         with self._lock:
-            return self._n_shared(ids, limit=len(ids) - 1)
+            return self._n_shared(ids)
 
     def generate(
         self,
@@ -69,7 +78,7 @@ class EngineLoop(ABC):
         with self._sampler(sampling, seed, ids) as draw:
             for _ in range(max_tokens):
                 with self._lock:
-                    self._extend(sequence, len(sequence), n_logits=1)
+                    self._hold(sequence)
                     token_id = draw()
                 sequence.append(token_id)
                 yield token_id
@@ -84,27 +93,37 @@ class EngineLoop(ABC):
             )
         sequence = list(ids)
         for start in range(0, len(sequence), self.n_logits_rows):
-            stop = min(start + self.n_logits_rows, len(sequence))
+            chunk = sequence[start : start + self.n_logits_rows]
             with self._lock:
-                self._extend(sequence, stop, n_logits=stop - start)
-                chunk = self._read_logits(stop - start)
-            yield chunk
+                if self._sequence is not sequence or self._n_filled != start:
+                    self._restart(sequence, 0)
+                    self._prefill(start)
+                    self._n_reusable = 0  # read in other pieces than a prompt
+                self._feed(chunk, all_logits=True)
+                self._n_filled += len(chunk)
+                logits = self._read_logits(len(chunk))
+            yield logits
 
-    def _n_shared(self, sequence: Sequence[int], *, limit: int) -> int:
-        if self._sequence is sequence:
-            return min(self._n_filled, limit)
-        return min(shared_prefix(self._sequence[: self._n_filled], sequence), limit)
+    def _n_shared(self, sequence: Sequence[int]) -> int:
+        """How many ids of the kv_cache serve this sequence, its last id not among them."""
+        n = shared_prefix(self._sequence[: self._n_reusable], sequence)
+        return min(n, len(sequence) - 1) // REUSE_UNIT * REUSE_UNIT
 
-    def _extend(self, sequence: list[int], stop: int, *, n_logits: int) -> None:
-        """Make the kv_cache hold sequence[:stop], with logits of the last n_logits of them."""
-        start = self._n_shared(sequence, limit=stop - n_logits)
-        if self._sequence is not sequence or start != self._n_filled:
-            self._n_filled = 0  # holds while the cut may fail half-way
-            self._trim(start)
-            self._sequence, self._n_filled = sequence, start
-        with_logits = stop - n_logits if n_logits > 1 else stop
-        while self._n_filled < stop:
-            at = self._n_filled
-            end = min(at + self.prefill_batch, with_logits if at < with_logits else stop)
-            self._feed(sequence[at:end], all_logits=at >= with_logits)
-            self._n_filled = end
+    def _hold(self, sequence: list[int]) -> None:
+        """Make the kv_cache hold the sequence, with logits of its last id."""
+        if self._sequence is not sequence or self._n_filled != len(sequence) - 1:
+            self._restart(sequence, self._n_shared(sequence))
+            self._prefill((len(sequence) - 1) // REUSE_UNIT * REUSE_UNIT)
+        self._feed(sequence[self._n_filled :], all_logits=False)
+        self._n_filled = len(sequence)
+
+    def _restart(self, sequence: list[int], n_kept: int) -> None:
+        self._n_reusable = 0  # should the cut fail
+        self._trim(n_kept)
+        self._sequence, self._n_filled, self._n_reusable = sequence, n_kept, n_kept
+
+    def _prefill(self, stop: int) -> None:
+        for start in range(self._n_filled, stop, PREFILL_BATCH):
+            end = min(start + PREFILL_BATCH, stop)
+            self._feed(self._sequence[start:end], all_logits=False)
+            self._n_filled = self._n_reusable = end

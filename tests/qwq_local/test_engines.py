@@ -1,0 +1,169 @@
+"""What holds for every engine, and that the engines agree."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from convert.errors import QwqError, UsageError
+from qwq_local import QwQ, Sampling
+from qwq_local.engines.loop import REUSE_UNIT
+from tests.qwq_local.conftest import NANO
+
+GREEDY = Sampling(temperature=0)
+TEXT = "What is 12 + 34?\n" * 8
+HARD = 'naïve ΑΩ é 1234567 "quotes" \t\t  x 🎉🏳️‍🌈 中文 \u202e <|im_end|> <think>\r\n\n'
+
+
+def ids_of(qwq: QwQ, text: str = TEXT) -> list[int]:
+    return qwq.engine.tokenize(text, parse_special=False)
+
+
+def greedy(qwq: QwQ, ids: list[int], n: int) -> list[int]:
+    return list(qwq.engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=n, stop_ids=()))
+
+
+def logits(qwq: QwQ, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.concatenate(list(qwq.engine.logits(ids)))
+
+
+def test_greedy_ids_are_those_of_transformers(gguf_qwq: QwQ) -> None:
+    """Would catch a wrong rope, norm, bias, head order or tensor: 200 tokens, one by one.
+
+    Where transformers' two best logits are nearer to each other than the engines are, either may
+    be taken; that nearness is bounded too.
+    """
+    n_tokens = 200
+    ids = ids_of(gguf_qwq, "Which is larger, 9.9 or 9.11?")
+    model: Any = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    prompt = torch.tensor([ids])
+    with torch.inference_mode():
+        output = model.generate(prompt, do_sample=False, max_new_tokens=n_tokens)
+        theirs = model(output).logits[0, len(ids) - 1 : -1].numpy()
+    expected = output[0, len(ids) :].tolist()
+    assert len(expected) == n_tokens
+    ours = logits(gguf_qwq, ids + expected)[len(ids) - 1 : -1]
+    rounding = float(abs(ours - theirs).max())
+    assert rounding < 0.05 * theirs.std()
+    second, first = np.sort(theirs, axis=1)[:, -2:].T
+    clear = first - second > 2 * rounding
+    assert clear.sum() > n_tokens // 2
+    assert [int(i) for i in ours.argmax(axis=1)[clear]] == list(itertools.compress(expected, clear))
+    n_clear = n_tokens if clear.all() else int(clear.argmin())
+    assert greedy(gguf_qwq, ids, n_tokens)[:n_clear] == expected[:n_clear]
+
+
+def test_a_shared_prefix_does_not_change_the_reply(qwq: QwQ) -> None:
+    """Would catch positions that are kept wrongly, and rounding that depends on what was kept."""
+    ids = ids_of(qwq, TEXT * 3)
+    assert len(ids) > 3 * REUSE_UNIT
+    fresh = {n: greedy(qwq, ids[:n], 24) for n in (len(ids), 129, 64)}
+    for n, expected in fresh.items():
+        for kept in (ids, ids[:n], ids[:100] + ids[50:], fresh[129]):
+            greedy(qwq, kept, 2)
+            n_cached = qwq.engine.n_cached(ids[:n])
+            assert n_cached % REUSE_UNIT == 0
+            assert greedy(qwq, ids[:n], 24) == expected, (n, n_cached)
+    greedy(qwq, ids, 1)
+    assert qwq.engine.n_cached(ids) == (len(ids) - 1) // REUSE_UNIT * REUSE_UNIT
+
+
+def test_a_prompt_is_cut_where_it_does_not_matter(
+    qwq: QwQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a chunk that sees too few positions, or a row in the wrong place."""
+    ids = ids_of(qwq, TEXT * 3)
+    whole = logits(qwq, ids)
+    assert whole.shape == (len(ids), qwq.engine.vocab_size)
+    for n_rows in (64, 7, 1):
+        monkeypatch.setattr(qwq.engine, "n_logits_rows", n_rows)
+        np.testing.assert_allclose(logits(qwq, ids), whole, atol=0.03 * whole.std(), rtol=0)
+
+
+def test_replies_may_take_turns(qwq: QwQ) -> None:
+    """Would catch a reply that goes on from another's kv_cache."""
+    first, second = ids_of(qwq), ids_of(qwq, "A quite different text. " * 3)
+    expected = greedy(qwq, first, 12), greedy(qwq, second, 12)
+    streams = [
+        qwq.engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=12, stop_ids=())
+        for ids in (first, second)
+    ]
+    turns = list(zip(*streams, strict=True))
+    assert tuple(map(list, zip(*turns, strict=True))) == expected
+
+
+def test_a_seed_gives_the_same_reply_again(qwq: QwQ) -> None:
+    def sample(seed: int) -> list[int]:
+        return list(
+            qwq.engine.generate(
+                ids_of(qwq), sampling=Sampling(), seed=seed, max_tokens=30, stop_ids=()
+            )
+        )
+
+    assert sample(7) == sample(7)
+    assert sample(7) != sample(8)
+
+
+def test_it_stops_at_a_stop_id_and_yields_it(qwq: QwQ) -> None:
+    ids = ids_of(qwq)
+    reply = greedy(qwq, ids, 20)
+    stop = reply[5]
+    stopped = list(
+        qwq.engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=20, stop_ids={stop})
+    )
+    assert stopped == reply[: reply.index(stop) + 1]
+
+
+def test_bytes_of_tokens_make_the_text_again(qwq: QwQ) -> None:
+    for parse_special in (True, False):
+        ids = qwq.engine.tokenize(HARD, parse_special=parse_special)
+        assert b"".join(map(qwq.engine.token_bytes, ids)).decode() == HARD
+    end = qwq.engine.control_tokens["<|im_end|>"]
+    assert (end in qwq.engine.tokenize(HARD, parse_special=True)) is True
+    assert (end in qwq.engine.tokenize(HARD, parse_special=False)) is False
+    assert qwq.engine.token_bytes(qwq.engine.vocab_size - 1) == b""  # a padding row
+
+
+def test_engines_tokenize_alike(gguf_qwq: QwQ, folder_qwq: QwQ) -> None:
+    texts = [HARD, TEXT, "", "e\u0301", " \n \n\n x", "\ud800"]
+    for text, parse_special in itertools.product(texts, [True, False]):
+        ours = gguf_qwq.engine.tokenize(text, parse_special=parse_special)
+        assert ours == folder_qwq.engine.tokenize(text, parse_special=parse_special)
+
+
+def test_files_and_folders_say_the_same(gguf_qwq: QwQ, folder_qwq: QwQ) -> None:
+    """Would catch defaults or a template that are lost on the way into a GGUF file."""
+    ours, theirs = gguf_qwq.description, folder_qwq.description
+    assert ours.template == theirs.template
+    assert ours.sampling == theirs.sampling
+    assert ours.stop_ids <= theirs.stop_ids
+    assert gguf_qwq.engine.vocab_size == folder_qwq.engine.vocab_size
+
+
+def test_logits_of_more_ids_than_the_context_are_refused(qwq: QwQ) -> None:
+    with pytest.raises(QwqError, match=r"2,049 ids do not fit in a context of 2,048; "):
+        next(qwq.engine.logits([1] * 2049))
+
+
+@pytest.mark.parametrize("context", [0, -1, 40961])
+def test_a_context_that_the_model_lacks_is_refused(bf16_gguf: Path, context: int) -> None:
+    with pytest.raises(UsageError, match=r"^context: .* 1 to 40,960; choose"):
+        QwQ.open(bf16_gguf, context=context)
+
+
+def test_a_closed_model_says_so(bf16_gguf: Path) -> None:
+    """Would catch a crash in native code on memory that was freed."""
+    qwq = QwQ.open(bf16_gguf, context=256, threads=1)
+    ids = ids_of(qwq)
+    stream = qwq.engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=5, stop_ids=())
+    next(stream)
+    qwq.close()
+    qwq.close()
+    for use in (lambda: next(stream), lambda: ids_of(qwq), lambda: qwq.engine.token_bytes(1)):
+        with pytest.raises(QwqError, match="closed"):
+            use()
