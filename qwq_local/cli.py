@@ -210,7 +210,8 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         code = error.exit_code
     except TyperException as error:
-        typer.echo(f"error: {error.format_message()} `qwq --help` lists what there is.", err=True)
+        problem = error.format_message().removesuffix(".")
+        typer.echo(f"error: {problem}; --help lists what there is", err=True)
         code = error.exit_code
     sys.exit(code)
 

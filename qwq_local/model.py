@@ -163,10 +163,14 @@ def _load_gguf(path: Path, context: int | None, threads: int | None) -> tuple[En
 def _load_folder(
     path: Path, context: int | None, threads: int | None
 ) -> tuple[Engine, Description]:
-    from qwq_local.engines.transformers import TransformersEngine
+    from convert.checkpoint import Checkpoint
+    from qwq_local.engines.transformers import TransformersEngine, is_gptq
 
     description = describe_folder(path)
     config = read_json(path / "config.json")
+    if not is_gptq(config):
+        with Checkpoint.open(path):
+            pass  # opening it checks all that needs no reading of weights
     return TransformersEngine(path, config, context=context, threads=threads), description
 
 

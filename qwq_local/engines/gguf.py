@@ -267,7 +267,7 @@ def _log_callback() -> Any:
     """Forward llama.cpp's log; cached because llama.cpp keeps its address."""
     from llama_cpp import llama_cpp as llama
 
-    levels = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR}
+    levels = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
     @llama.llama_log_callback  # type: ignore[untyped-decorator]
     def forward(level: int, text: bytes, _user_data: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError, QwqError
+from qwq_local.description import read_json
 from qwq_local.engines.loop import EngineLoop
 from qwq_local.memory import choose_context, usable_cores
 from qwq_local.sampling import Sampling
@@ -185,6 +187,7 @@ def _device(torch: Any) -> Any:
 
 def _load_model(path: Path, config: dict[str, Any], device: Any) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -199,7 +202,14 @@ def _load_model(path: Path, config: dict[str, Any], device: Any) -> Any:
             device_map={"": device},
             local_files_only=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        KeyError,
+        SafetensorError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"{path}: transformers cannot load it ({reason}); make or fetch the folder again"
@@ -212,10 +222,8 @@ def _load_tokenizers(path: Path) -> tuple[Any, Any]:
     """The tokenizer twice: with special tokens parsed, and with special tokens as text."""
     from tokenizers import Tokenizer
 
-    file = path / "tokenizer.json"
-    if not file.exists():
-        raise CheckpointError(f"{file}: it is missing; fetch it from the original")
-    tokenizer, plain = Tokenizer.from_file(str(file)), Tokenizer.from_file(str(file))
+    source = json.dumps(read_json(path / "tokenizer.json"))
+    tokenizer, plain = Tokenizer.from_str(source), Tokenizer.from_str(source)
     plain.encode_special_tokens = True
     return tokenizer, plain
 

@@ -89,7 +89,7 @@ def test_a_tool_is_called_and_its_result_answered() -> None:
     session.tool_result(call.id, {"sum": "2 é"})
     assert session.ask().answer == "Yes."
     assert (
-        'assistant\n\n<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><|im_end|>\n'
+        'assistant\n<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><|im_end|>\n'
         '<|im_start|>tool\n{"sum": "2 é"}<|im_end|>\n' in prompt_of(engine)
     )
     with pytest.raises(UsageError, match=r"no call .* waits for a result"):
