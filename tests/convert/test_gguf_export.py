@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -184,6 +185,20 @@ def test_progress_counts_every_weight(tmp_path: Path) -> None:
     assert seen[-1] == (result.n_weights, result.n_weights)
     assert result.nbytes == result.path.stat().st_size
     assert 8.5 <= result.bits_per_weight < 8.6
+
+
+def test_memory_is_bounded_by_slices(tmp_path: Path) -> None:
+    """Embeddings of 12 million weights, 49 MB as float32, pass through in 2 MB."""
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER | {"vocab_size": 48_000})
+    with Checkpoint.open(folder) as checkpoint:
+        plans = [plan_file(checkpoint, RECIPES["F32"], tmp_path / "o.gguf")]
+        tracemalloc.start()
+        try:
+            export_planned(checkpoint, plans, slice_n_weights=1 << 16, threads=2)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 def nothing_left(path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,14 +17,31 @@ from convert.errors import GgufError
 from convert.gguf_header import GgufHeader, read_header
 
 
+def wider_numbers(
+    writer: gguf.GGUFWriter,
+) -> dict[str, tuple[Callable[[str, Any], None], int | float]]:
+    """One number of every type, such that a wrong width or sign shows."""
+    return {
+        "n.uint8": (writer.add_uint8, 200),
+        "n.int8": (writer.add_int8, -3),
+        "n.uint16": (writer.add_uint16, 60_000),
+        "n.int16": (writer.add_int16, -300),
+        "n.int32": (writer.add_int32, -70_000),
+        "n.uint64": (writer.add_uint64, (1 << 64) - 1),
+        "n.int64": (writer.add_int64, -(1 << 40)),
+        "n.float64": (writer.add_float64, 0.1),
+    }
+
+
 def write_small(path: Path) -> bytes:
     """A file with every kind of value and two tensors, written by the gguf package."""
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_string("general.name", "näno")
     writer.add_uint32("a.uint", 7)
-    writer.add_int8("a.int", -3)
     writer.add_float32("a.float", 0.5)
     writer.add_bool("a.bool", True)
+    for key, (add, value) in wider_numbers(writer).items():
+        add(key, value)
     writer.add_array("a.strings", ["x", "", "yz"])
     writer.add_array("a.floats", [1.5, 2.5])
     writer.add_tensor("one.weight", np.arange(12, dtype=np.float32).reshape(3, 4))
@@ -51,7 +70,8 @@ def test_reads_what_the_gguf_package_wrote(tmp_path: Path, small: bytes) -> None
     header = read_bytes(tmp_path, small)
     assert header.metadata["general.name"] == "näno"
     assert header.metadata["a.uint"] == 7
-    assert header.metadata["a.int"] == -3
+    for key, (_, value) in wider_numbers(gguf.GGUFWriter(None, "qwen2")).items():
+        assert header.metadata[key] == value, key
     assert header.metadata["a.float"] == 0.5
     assert header.metadata["a.bool"] is True
     assert header.metadata["a.strings"] == ["x", "", "yz"]
