@@ -89,6 +89,14 @@ class Checkpoint:
         _check_tensors(path, tensors, model)
         return cls(path, config=config, model=model, tensors=tensors)
 
+    @property
+    def name(self) -> str:
+        """The model's name: the folder's, or what the hub's cache is told its name is."""
+        path = self.path.resolve()
+        if path.parent.name == "snapshots":  # models--OWNER--NAME/snapshots/REVISION
+            return path.parents[1].name.rpartition("--")[2]
+        return path.name
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows start to stop of a matrix, or those elements of a vector, as float32.
 

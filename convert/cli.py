@@ -113,7 +113,7 @@ def _plan(checkpoint: "Checkpoint", types: list[str], out: Path | None) -> "list
     recipes = [find_recipe(name) for name in types]
     if len(set(recipes)) < len(recipes):
         raise UsageError(f"--type {' '.join(types)}: a type is given twice; give each once")
-    name = checkpoint.path.resolve().name
+    name = checkpoint.name
     folder = Path("models") / name if out is None else out
     if folder.suffix == ".gguf":
         if len(recipes) > 1:
@@ -157,7 +157,7 @@ def _export(
 def _show_plans(console: "Console", plans: "list[FilePlan]", *, tensors: bool) -> None:
     from rich.table import Table
 
-    from convert.files import free_space
+    from convert.files import format_nbytes, free_space
 
     for plan in plans:
         if tensors:
@@ -175,17 +175,11 @@ def _show_plans(console: "Console", plans: "list[FilePlan]", *, tensors: bool) -
     for plan in plans:
         counts = Counter(tensor.quant_type.name for tensor in plan.tensors)
         mix = ", ".join(f"{n} {name}" for name, n in counts.most_common())
-        size, bits = _size(plan.nbytes), f"{plan.bits_per_weight:.2f}"
+        size, bits = format_nbytes(plan.nbytes), f"{plan.bits_per_weight:.2f}"
         table.add_row(plan.recipe.name, size, bits, mix, str(plan.path))
     console.print(table)
     needed, free = sum(plan.nbytes for plan in plans), free_space(plans[0].path.parent)
-    console.print(f"disk: {_size(needed)} needed, {_size(free)} free")
-
-
-def _size(nbytes: int) -> str:
-    """In units of powers of ten, as disks and model pages count."""
-    unit, name = (1e9, "GB") if nbytes >= 1e9 else (1e6, "MB")
-    return f"{nbytes / unit:.3f} {name}"
+    console.print(f"disk: {format_nbytes(needed)} needed, {format_nbytes(free)} free")
 
 
 def _plan_document(plans: "list[FilePlan]") -> dict[str, object]:

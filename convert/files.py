@@ -44,6 +44,12 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def format_nbytes(nbytes: int) -> str:
+    """In units of powers of ten, as disks and model pages count."""
+    unit, name = (1e9, "GB") if nbytes >= 1e9 else (1e6, "MB")
+    return f"{nbytes / unit:.3f} {name}"
+
+
 @contextmanager
 def replacing_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """Open `<path>.partial` for writing and give it the name `path` once all of it is on the disk.

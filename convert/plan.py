@@ -88,7 +88,7 @@ def _header(checkpoint: Checkpoint, recipe: Recipe, tensors: tuple[TensorPlan, .
     """All that precedes the tensor data, key for key what llama.cpp's converter writes."""
     model = checkpoint.model
     writer = gguf.GGUFWriter(None, "qwen2")
-    add_general(writer, checkpoint.path, sum(prod(tensor.shape) for tensor in tensors))
+    add_general(writer, checkpoint, sum(prod(tensor.shape) for tensor in tensors))
     _add_sizes(writer, checkpoint)
     writer.add_file_type(recipe.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

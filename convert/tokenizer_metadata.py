@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 from yaml import YAMLError  # type: ignore[import-untyped] # gguf reads model cards with it
 
-from convert.checkpoint import read_json_object
+from convert.checkpoint import Checkpoint, read_json_object
 from convert.errors import CheckpointError
 
 QWEN2_PATTERN = (
@@ -52,32 +52,43 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> Non
         raise CheckpointError(f"{config_path}: there is no chat template; {_WHAT_TO_DO}")
 
 
-def add_general(writer: gguf.GGUFWriter, folder: Path, n_weights: int) -> None:
-    """Write general.* from the model card and the folder's name, and general.sampling.*.
+def add_general(writer: gguf.GGUFWriter, checkpoint: Checkpoint, n_weights: int) -> None:
+    """Write general.* from the model card and the model's name, and general.sampling.*.
 
     Beyond what llama.cpp's converter writes, the order of samplers and the values that stand for
     "off" are explicit, since llama.cpp's own defaults differ.
+    Raises CheckpointError for a model card or generation_config.json that cannot be used.
     """
-    generation_path = folder / "generation_config.json"
-    generation = read_json_object(generation_path) if generation_path.is_file() else {}
-    repetition_penalty = _number(generation, "repetition_penalty", 1.0, generation_path)
-    for key in ("temperature", "top_k", "top_p", "min_p"):
-        _number(generation, key, 0.0, generation_path)
     try:
-        metadata = gguf.Metadata.load(None, folder.resolve(), None, n_weights)
+        metadata = gguf.Metadata.apply_metadata_heuristic(
+            gguf.Metadata(),
+            gguf.Metadata.load_model_card(checkpoint.path),
+            checkpoint.config,
+            Path(checkpoint.name),
+            n_weights,
+        )
         if metadata.size_label is None:
             metadata.size_label = gguf.size_label(n_weights, n_weights, 0, 0)
-        if metadata.sampling_min_p is None:
-            metadata.sampling_min_p = 0.0
-        metadata.sampling_penalty_repeat = repetition_penalty
-        metadata.sampling_sequence = SAMPLING_SEQUENCE
+        _set_sampling(metadata, checkpoint.path / "generation_config.json")
         writer.add_type(gguf.GGUFType.MODEL)
         metadata.set_gguf_meta_model(writer)
     except (YAMLError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{folder / 'README.md'}: the model card cannot be used ({reason}); {_WHAT_TO_DO}"
+            f"{checkpoint.path / 'README.md'}: the model card cannot be used ({reason}); "
+            f"{_WHAT_TO_DO}"
         ) from error
+
+
+def _set_sampling(metadata: gguf.Metadata, path: Path) -> None:
+    defaults = read_json_object(path) if path.is_file() else {}
+    top_k = _number(defaults, "top_k", path)
+    metadata.sampling_sequence = SAMPLING_SEQUENCE
+    metadata.sampling_top_k = None if top_k is None else int(top_k)
+    metadata.sampling_top_p = _number(defaults, "top_p", path)
+    metadata.sampling_min_p = _number(defaults, "min_p", path) or 0.0
+    metadata.sampling_temp = _number(defaults, "temperature", path)
+    metadata.sampling_penalty_repeat = _number(defaults, "repetition_penalty", path) or 1.0
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -142,10 +153,10 @@ def _tokens(
     return tokens, types
 
 
-def _number(table: dict[str, Any], key: str, default: float, path: Path) -> float:
+def _number(table: dict[str, Any], key: str, path: Path) -> float | None:
     value = table.get(key)
     if value is None:
-        return default
+        return None
     if type(value) not in (int, float) or not 0 <= value < 1e6:
         raise CheckpointError(
             f"{path}: {key} is {str(value)[:40]}, not a number from 0 to 1e6; {_WHAT_TO_DO}"

@@ -141,6 +141,15 @@ def test_model_card_and_template_file(tmp_path: Path) -> None:
     assert metadata["tokenizer.chat_template"] == "template {{ messages }}"
 
 
+def test_the_name_of_a_download(tmp_path: Path) -> None:
+    """In the hub's cache the folder is a revision: the model's name is that of the repository."""
+    folder = tmp_path / "models--Qwen--QwQ-32B" / "snapshots" / "976055f8c83f394f"
+    write_checkpoint(folder, config={"num_hidden_layers": 1})
+    metadata = metadata_of(folder, tmp_path / "o.gguf")
+    assert metadata["general.name"] == "QwQ 32B"
+    assert not [key for key, value in metadata.items() if "976055f8" in str(value)]
+
+
 def test_tokenizes_as_the_checkpoint(tmp_path: Path) -> None:
     """llama.cpp reads the same ids out of hard texts as the checkpoint's own tokenizer.
 
