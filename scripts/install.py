@@ -4,10 +4,12 @@ Called by setup.py once the machine has what this needs. Standard library only.
 """
 
 import os
+import queue
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import venv
 from collections.abc import Callable, Iterator
@@ -80,6 +82,29 @@ def pip_note(line: bytes) -> str | None:
     return f"{found[1].decode()} {found[2].decode()}".strip().lower() if found else None
 
 
+def ticking_lines(process: subprocess.Popen[bytes]) -> Iterator[bytes | None]:
+    """Yield a process's lines of output, and None in every second without one."""
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    assert process.stdout is not None
+    output = process.stdout
+
+    def read() -> None:
+        for line in output:
+            lines.put(line)
+        lines.put(b"")
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=1.0)
+        except queue.Empty:
+            yield None
+            continue
+        if not line:
+            return
+        yield line
+
+
 def run(
     command: list[str],
     progress: Step,
@@ -104,11 +129,11 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                log.write(line)
-                tail = [*tail[-29:], line]
-                note = note_of(line) or note
+            for line in ticking_lines(process):
+                if line is not None:
+                    log.write(line)
+                    tail = [*tail[-29:], line]
+                    note = note_of(line) or note
                 progress.show(note)
     if process.returncode != 0:
         end = b"".join(tail).decode(errors="replace").rstrip()
