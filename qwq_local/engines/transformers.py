@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,8 @@ from qwq_local.sampling import Sampling
 
 if TYPE_CHECKING:
     import torch
+
+_log = logging.getLogger(__name__)
 
 
 class TransformersEngine(EngineLoop):
@@ -57,7 +62,8 @@ class TransformersEngine(EngineLoop):
             token.content: token_id for token_id, token in added.items() if token.special
         }
         self._device = _device(torch)
-        self._model: Any = _load_model(path, config, self._device)
+        with _quietly():
+            self._model: Any = _load_model(path, config, self._device)
         model_config = self._model.config
         head_dim = model_config.hidden_size // model_config.num_attention_heads
         n_values = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads * head_dim
@@ -216,6 +222,22 @@ def _load_model(path: Path, config: dict[str, Any], device: Any) -> Any:
         ) from error
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the streams clean: GPTQModel prints to stdout, and torch's extensions warn."""
+    disabled = logging.root.manager.disable
+    printed = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(printed):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+    for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
+        _log.debug("%s", line)
 
 
 def _load_tokenizers(path: Path) -> tuple[Any, Any]:

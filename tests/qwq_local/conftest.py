@@ -1,12 +1,15 @@
-"""The reference model, as a checkpoint and as a GGUF file, made once for all tests."""
+"""The reference model as a checkpoint, a GGUF file and a GPTQ folder, made once for all tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from convert.calibration import load_conversations
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
+from convert.gptq import GptqSettings
+from convert.gptq_export import export_gptq
 from qwq_local import QwQ
 
 NANO = Path("quant_eval/nano/checkpoint")
@@ -32,7 +35,23 @@ def folder_qwq() -> Iterator[QwQ]:
         yield qwq
 
 
-@pytest.fixture(params=["gguf_qwq", "folder_qwq"])
+@pytest.fixture(scope="session")
+def gptq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gptq") / "nano-qwq-gptq-4bit"
+    conversations = load_conversations("convert/data/calibration.jsonl")[:20]
+    with Checkpoint.open(NANO) as checkpoint:
+        settings = GptqSettings(clip_steps=0)
+        export_gptq(checkpoint, path, settings=settings, calibration=conversations, n_tokens=None)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gptq_qwq(gptq_folder: Path) -> Iterator[QwQ]:
+    with QwQ.open(gptq_folder, context=2048, threads=1) as qwq:
+        yield qwq
+
+
+@pytest.fixture(params=["gguf_qwq", "folder_qwq", "gptq_qwq"])
 def qwq(request: pytest.FixtureRequest) -> QwQ:
     """Each engine in turn: what holds for one holds for all."""
     model: QwQ = request.getfixturevalue(request.param)
