@@ -16,6 +16,11 @@ help: ## list the targets
 setup: $(READY) ## make .venv with every package at its pinned version (TORCH_INDEX=, QWQ_BACKEND=)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.py scripts/install.py scripts/llama_wheel.py
+	@command -v $(PYTHON) >/dev/null || { \
+	printf 'setup: needs Python 3.11 or newer, and there is no %s; install it:\n' '$(PYTHON)'; \
+	printf '  %-15s %s\n' 'Debian, Ubuntu' 'sudo apt install python3 python3-venv python3-dev' \
+	Fedora 'sudo dnf install python3 python3-devel' macOS 'brew install python@3.13' \
+	Windows 'winget install Python.Python.3.13'; exit 1; }
 	@$(PYTHON) scripts/setup.py
 	@touch $(READY)
 
