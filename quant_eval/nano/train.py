@@ -11,6 +11,9 @@ import argparse
 import json
 import os
 import random
+import re
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,10 +32,13 @@ from quant_eval.nano.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 832  # padded beyond the tokenizer's 794, as QwQ's is
 PROMPT_WEIGHT = 0.05  # of a prompt token in the loss, against 1 for a token of the reply
-TOKENS_PER_STEP = 4096
+TOKENS_PER_STEP = 3072
 POOL = 1024  # problems sorted by length at a time, so that little is padding
-CURRICULUM_TOKENS = 2_000_000  # after these, problems of the full range
-MUON_LR, ADAM_LR = 0.02, 3e-3
+CURRICULUM_TOKENS = 3_000_000  # after these, problems of the full range and few drills
+DRILL_SHARE = (0.6, 0.05)  # of the conversations: at first, and after the curriculum
+N_LAYERS, N_FIRST_LAYERS = 8, 4  # training starts shallow, at twice the speed
+GROWTH_SHARE = 0.6  # of the tokens, after which the model grows to its depth
+MUON_LR, ADAM_LR = 0.015, 2e-3
 WARMUP_STEPS, DECAY_SHARE = 50, 0.3  # constant between the warm-up and a linear decay to zero
 
 
@@ -44,7 +50,7 @@ class Example:
     n_prompt: int
 
 
-def model_config(tokenizer: Any) -> Any:
+def model_config(tokenizer: Any, n_layers: int) -> Any:
     """Qwen2 with QwQ's choices, small: every size takes the path that QwQ-32B's takes."""
     from transformers import Qwen2Config
 
@@ -53,7 +59,7 @@ def model_config(tokenizer: Any) -> Any:
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=8,
+        num_hidden_layers=n_layers,
         num_attention_heads=8,
         num_key_value_heads=2,
         max_position_embeddings=40960,
@@ -67,9 +73,14 @@ def model_config(tokenizer: Any) -> Any:
     )
 
 
-def batches(tokenizer: Any, rng: random.Random, level: float) -> Iterator[list[Example]]:
-    """One pool of problems in shuffled batches of about TOKENS_PER_STEP tokens, alike in length."""
-    problems = training_problems(rng, level)
+def batches(tokenizer: Any, rng: random.Random, progress: float) -> Iterator[list[Example]]:
+    """One pool of problems in shuffled batches of about TOKENS_PER_STEP tokens, alike in length.
+
+    progress: of the curriculum, 0 to 1; one digit and many drills at first.
+    """
+    first, last = DRILL_SHARE
+    level = min(1.0, 0.34 + progress)
+    problems = training_problems(rng, level, drill_share=first + (last - first) * progress)
     pool = []
     for _ in range(POOL):
         problem = next(problems)
@@ -125,20 +136,35 @@ class Training:
         if not (folder / "tokenizer.json").exists():
             train_tokenizer(tokenizer_texts(seed), folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = Qwen2ForCausalLM(model_config(self.tokenizer))
-        hidden = [w for name, w in self.model.named_parameters() if _is_hidden_matrix(name)]
-        others = [w for name, w in self.model.named_parameters() if not _is_hidden_matrix(name)]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(hidden, lr=MUON_LR),
-            torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-        self.base_rates = [MUON_LR, ADAM_LR]
+        self.model = Qwen2ForCausalLM(model_config(self.tokenizer, N_FIRST_LAYERS))
+        self.optimizers = make_optimizers(self.model)
         self.step = self.n_seen = 0
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    def grow(self) -> None:
+        """Reach the full depth: every layer is followed by a new one that at first adds nothing."""
+        from transformers import Qwen2ForCausalLM
+
+        grown = Qwen2ForCausalLM(model_config(self.tokenizer, N_LAYERS))
+        state = grown.state_dict()
+        for name, weight in self.model.state_dict().items():
+            state[_name_when_grown(name)] = weight
+        for layer in range(1, N_LAYERS, 2):
+            for matrix in ("self_attn.o_proj", "mlp.down_proj"):
+                state[f"model.layers.{layer}.{matrix}.weight"].zero_()
+        grown.load_state_dict(state)
+        self.model, self.optimizers = grown, make_optimizers(grown)
+        self.step = 0  # warms up again
 
     def load(self) -> None:
         """Continue from the saved state, if there is one."""
         if self.state_file.exists():
             state = torch.load(self.state_file, weights_only=False)
+            if state["n_layers"] > self.n_layers:
+                self.grow()
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -151,6 +177,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": self.rng.getstate(),
+            "n_layers": self.n_layers,
             "step": self.step,
             "n_seen": self.n_seen,
         }
@@ -166,7 +193,7 @@ class Training:
         loss = weighted_loss(self.model, ids, weights)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
+        for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -174,9 +201,24 @@ class Training:
         self.n_seen += sum(len(example.ids) for example in batch)
         return loss.item()
 
-    def level(self) -> float:
-        """How hard the problems are: one digit at first, the full range after the curriculum."""
-        return min(1.0, 0.34 + self.n_seen / CURRICULUM_TOKENS)
+    def progress(self) -> float:
+        """How far the curriculum is, 0 to 1."""
+        return min(1.0, self.n_seen / CURRICULUM_TOKENS)
+
+
+def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside layers, AdamW for all else."""
+    hidden = [weight for name, weight in model.named_parameters() if _is_hidden_matrix(name)]
+    others = [weight for name, weight in model.named_parameters() if not _is_hidden_matrix(name)]
+    return [
+        Muon(hidden, lr=MUON_LR),
+        torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _name_when_grown(name: str) -> str:
+    """The name of a shallow model's tensor in the grown one, where its layers have even indices."""
+    return re.sub(r"(?<=layers\.)\d+", lambda index: str(2 * int(index[0])), name)
 
 
 def _is_hidden_matrix(name: str) -> bool:
@@ -245,22 +287,29 @@ def train(folder: Path, *, seed: int, n_total: int, save_every_s: float, check_e
     """Train until n_total tokens were seen, or continue to there; print accuracy now and then."""
     training = Training(folder, seed)
     training.load()
+    stopping = threading.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: stopping.set())
     last_save, next_check = time.monotonic(), training.n_seen + check_every
     columns = (
         *Progress.get_default_columns()[:-1],
         TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
     )
-    with Progress(*columns) as progress:
-        bar = progress.add_task("tokens", total=n_total, completed=training.n_seen, loss="")
-        while training.n_seen < n_total:
-            for batch in batches(training.tokenizer, training.rng, training.level()):
+    with Progress(*columns) as bars:
+        bar = bars.add_task("tokens", total=n_total, completed=training.n_seen, loss="")
+        while training.n_seen < n_total and not stopping.is_set():
+            if training.n_layers < N_LAYERS and training.n_seen >= GROWTH_SHARE * n_total:
+                training.grow()
+            for batch in batches(training.tokenizer, training.rng, training.progress()):
                 loss = training.update(batch, n_total)
-                progress.update(bar, completed=training.n_seen, loss=f"loss {loss:.4f}")
+                bars.update(bar, completed=training.n_seen, loss=f"loss {loss:.4f}")
+                if stopping.is_set():
+                    break
             if training.n_seen >= next_check:
                 scores = accuracy(training.model, training.tokenizer, n_problems=16, greedy=True)
                 shown = "  ".join(f"{kind} {score:.2f}" for kind, score in scores.items())
-                progress.console.print(f"{training.n_seen:>10,} tokens  loss {loss:.4f}  {shown}")
+                bars.console.print(f"{training.n_seen:>10,} tokens  loss {loss:.4f}  {shown}")
                 next_check += check_every
             if time.monotonic() - last_save > save_every_s:
                 training.save()
