@@ -7,6 +7,8 @@ READY = .venv/ready
 MODEL =
 QUANT =
 OUT =
+# What `make eval` measures against MODEL.
+FILES = models/nano-qwq/*.gguf
 # What `make test` hands to pytest, as in TESTS="tests/convert -k golden".
 TESTS =
 
@@ -28,6 +30,10 @@ quantize: $(READY) ## quantize, check and evaluate a model (MODEL=, QUANT="Q4_K_
 	@set --; for type in $(QUANT); do set -- "$$@" --type "$$type"; done; \
 	$(BIN)/qwq quantize $${MODEL:+"$$MODEL"} "$$@" $${OUT:+--out "$$OUT"}
 
+eval: $(READY) ## measure files that are there against MODEL (FILES="a.gguf b.gguf", OUT=)
+	@$(BIN)/qwq eval run $(FILES) --reference "$${MODEL:-quant_eval/nano/checkpoint}" \
+	$${OUT:+--out "$$OUT"}
+
 test: $(READY) ## run all tests (TESTS="tests/convert -k golden" for some)
 	@$(BIN)/python -m pytest $(TESTS)
 
@@ -41,6 +47,8 @@ format: $(READY) ## lay the code out
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+bench: bench-encoders ## run all benchmarks; docs/LOG.md holds their figures
+
 bench-encoders: $(READY) ## compare three builds of the block encoders: bytes and speed
 	@$(BIN)/python benchmarks/encoders.py
 
@@ -50,4 +58,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize test lint format bench-encoders constraints clean
+.PHONY: help setup quantize eval test lint format bench bench-encoders constraints clean
