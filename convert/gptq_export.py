@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,14 @@ from convert.files import check_disk_space, refuse_existing, replacing_folder
 from convert.gptq import GptqSettings, dequantize, quantize_matrix
 from convert.gptq_format import packed_arrays, packed_tensors, quantization_config
 from convert.hessian import accumulate_hessian
-from convert.layer_stream import HALVES, Half, LayerStream, capturing_input, n_tokens_of
+from convert.layer_stream import (
+    HALVES,
+    Half,
+    LayerStream,
+    capturing_input,
+    n_tokens_of,
+    threads_for,
+)
 from convert.qwen2 import TensorSpec, tensor_specs
 from convert.safetensors_writer import OutputTensor, split_into_shards, write_shards
 
@@ -161,7 +168,7 @@ def export_gptq(
         "clip_steps": settings.clip_steps,
     }
     run = _Run(checkpoint, settings, batches, plan.n_quantized, on_progress)
-    with replacing_folder(out_folder, force=force) as folder:
+    with replacing_folder(out_folder, force=force) as folder, threads_for(checkpoint.model):
         write_shards(folder, split_into_shards(plan.tensors), run.chunks())
         _write_configs(checkpoint, folder, settings, meta)
     return GptqResult(
@@ -215,13 +222,11 @@ class _Run:
         """
         norm, body = layer.get_submodule(half.norm), layer.get_submodule(half.body)
         yield from self._copied(f"{prefix}.{half.norm}.weight")
+        where = f"{prefix}.{half.body}"
         hessian = self._hessian_of_norm(norm, hidden)
-        for linear in half.first:
-            yield from self._linear_chunks(f"{prefix}.{half.body}.{linear}", body, linear, hessian)
+        yield from self._linear_chunks(where, body, half.first, hessian)
         hessian = self._hessian_of_last(layer, half, hidden)
-        yield from self._linear_chunks(
-            f"{prefix}.{half.body}.{half.last}", body, half.last, hessian
-        )
+        yield from self._linear_chunks(where, body, (half.last,), hessian)
         for i, states in enumerate(hidden):
             hidden[i] = states + self._stream.run_body(layer, half, norm(states))
 
@@ -246,28 +251,41 @@ class _Run:
         return hessian
 
     def _linear_chunks(
-        self, name: str, body: torch.nn.Module, linear: str, hessian: torch.Tensor
+        self, where: str, body: torch.nn.Module, names: tuple[str, ...], hessian: torch.Tensor
     ) -> Iterator[Chunk]:
-        """Solve one linear, put what it became in its place, and yield its tensors."""
+        """Solve linears that share their inputs, put what they became in their place, and yield it.
+
+        Rows are independent, so that one solve does for all of them.
+        """
         import torch
 
-        module = body.get_submodule(linear)
-        assert isinstance(module, torch.nn.Linear)
+        linears = {name: body.get_submodule(name) for name in names}
         try:
-            solution = quantize_matrix(module.weight, hessian, self.settings)
+            solution = quantize_matrix(
+                torch.cat([linear.get_parameter("weight") for linear in linears.values()]),
+                hessian,
+                self.settings,
+            )
         except NumericalError as error:
-            raise NumericalError(f"{name}.weight: {error}") from error
+            raise NumericalError(f"{where}.{names[0]}.weight: {error}") from error
         if solution.damp != self.settings.damp:
-            self.raised_damp[name] = solution.damp
-            log.warning("%s: its Hessian needed damping %g", name, solution.damp)
-        module.weight.copy_(dequantize(solution, self.settings))
-        codes, scales = solution.codes.cpu().numpy(), solution.scales.cpu().numpy()
-        yield from packed_arrays(f"{name}.weight", codes, scales, self.settings)
-        if module.bias is not None:
-            yield from self._copied(f"{name}.bias")
-        self._n_done += 1
-        if self._on_progress is not None:
-            self._on_progress(self._n_done, self._n_linears)
+            self.raised_damp |= dict.fromkeys((f"{where}.{name}" for name in names), solution.damp)
+            log.warning("%s: its Hessian needed damping %g", f"{where}.{names[0]}", solution.damp)
+        start = 0
+        for name, linear in linears.items():
+            weight = linear.get_parameter("weight")
+            stop = start + len(weight)
+            codes, scales = solution.codes[start:stop], solution.scales[start:stop]
+            weight.copy_(dequantize(replace(solution, codes=codes, scales=scales), self.settings))
+            start = stop
+            yield from packed_arrays(
+                f"{where}.{name}.weight", codes.cpu().numpy(), scales.cpu().numpy(), self.settings
+            )
+            if f"{where}.{name}.bias" in self.checkpoint.tensors:
+                yield from self._copied(f"{where}.{name}.bias")
+            self._n_done += 1
+            if self._on_progress is not None:
+                self._on_progress(self._n_done, self._n_linears)
 
     def _copied(self, name: str) -> Iterator[Chunk]:
         """A tensor in its own dtype, in slices: narrowing what was widened exactly is exact."""

@@ -6,6 +6,7 @@ checkpoint's dtype to float32, computed in float32. Memory: one layer and the hi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from convert.calibration import TokenBatch
 from convert.checkpoint import Checkpoint
+from convert.qwen2 import Qwen2Config, tensor_specs
 
 if TYPE_CHECKING:
     import torch
     from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 EMBEDDING_ROWS = 8192  # read at a time
+SMALL_MODEL_WEIGHTS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,12 @@ class LayerStream:
 
     def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu") -> None:
         import torch
-        from transformers import Qwen2Config
+        import transformers
         from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self._config = Qwen2Config.from_dict(dict(checkpoint.config))
+        self._config = transformers.Qwen2Config.from_dict(dict(checkpoint.config))
         self._config._attn_implementation = "sdpa"
         self._rotary = Qwen2RotaryEmbedding(self._config).to(self.device)
 
@@ -120,7 +123,7 @@ class LayerStream:
         import torch
 
         n_layers = self.checkpoint.model.n_layers
-        with torch.inference_mode():
+        with torch.inference_mode(), threads_for(self.checkpoint.model):
             hidden = self.embed(batches)
             for index in range(n_layers):
                 layer = self.load_layer(index)
@@ -129,6 +132,23 @@ class LayerStream:
                 if on_progress is not None:
                     on_progress(index + 1, n_layers)
         return hidden
+
+
+@contextmanager
+def threads_for(model: Qwen2Config) -> Iterator[None]:
+    """While the context lasts, torch computes small models on one thread.
+
+    Their steps are shorter than threads take to wait for one another on busy cores.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    if sum(math.prod(spec.shape) for spec in tensor_specs(model)) < SMALL_MODEL_WEIGHTS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @contextmanager

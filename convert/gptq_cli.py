@@ -1,0 +1,201 @@
+"""`qwq convert gptq`: a checkpoint in, a folder in GPTQ's format out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convert.calibration import Conversation
+    from convert.checkpoint import Checkpoint
+    from convert.gptq import GptqSettings
+    from convert.gptq_export import GptqPlan, GptqResult
+
+
+def gptq_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder with config.json, tokenizer.json and *.safetensors.")
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="The folder to write (default: models/MODEL/MODEL-gptq-4bit).",
+            show_default=False,
+        ),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of a weight: 2, 3, 4 or 8.")] = 4,
+    group_size: Annotated[
+        int, typer.Option(help="Input columns that share a scale: 32, 64 or 128.")
+    ] = 128,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Conversations as JSON Lines, each with messages, reasoning and answer "
+            "(default: the built-in set).",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Calibration tokens; more take longer and fit better.")
+    ] = 16_384,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors alone.")] = False,
+) -> None:
+    """Write a GPTQ folder for transformers, GPTQModel and vLLM.
+
+    One layer is in memory at a time. The weights are fitted to calibration conversations, thoughts
+    included. The folder gets its name when it is complete.
+    """
+    from rich.console import Console
+
+    from convert.checkpoint import Checkpoint
+    from convert.files import check_disk_space, refuse_existing
+    from convert.gptq import GptqSettings
+    from convert.gptq_export import export_gptq, plan_gptq
+
+    settings = GptqSettings(bits=bits, group_size=group_size)
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    with Checkpoint.open(checkpoint) as opened:
+        name = opened.path.resolve().name
+        target = out or Path("models") / name / f"{name}-gptq-{bits}bit"
+        plan = plan_gptq(opened, settings)
+        if not dry_run:
+            refuse_existing(target, force=force)
+            check_disk_space(target, plan.nbytes)
+        conversations = _load(calibration)
+        if dry_run and as_json:
+            typer.echo(json.dumps(_plan_document(plan, target), indent=2))
+            return
+        shown = Console(highlight=False) if dry_run else console
+        _show_plan(shown, opened, plan, target, about=_about(opened, settings, tokens))
+        if dry_run:
+            return
+        start_s = time.monotonic()
+        with _bar(console) as on_progress:
+            result = export_gptq(
+                opened,
+                target,
+                settings=settings,
+                calibration=conversations,
+                n_tokens=tokens,
+                force=force,
+                on_progress=on_progress,
+            )
+        elapsed_s = time.monotonic() - start_s
+    for linear, damp in result.raised_damp.items():
+        console.print(f"{linear}: its Hessian needed damping {damp:g}; more tokens may help")
+    console.print(
+        f"{plan.n_quantized} linears in {elapsed_s:.1f} s, fitted to "
+        f"{result.n_calibration_tokens:,} tokens (set {result.calibration_sha256[:12]})"
+    )
+    typer.echo(
+        json.dumps(_result_document(result, elapsed_s), indent=2) if as_json else result.path
+    )
+
+
+def _load(calibration: Path | None) -> list[Conversation]:
+    from convert.calibration import load_conversations
+
+    if calibration is not None:
+        return load_conversations(calibration)
+    with as_file(files("convert") / "data" / "calibration.jsonl") as path:
+        return load_conversations(path)
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of linears done; it goes when the work is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (
+        BarColumn(None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, disable=console.quiet, transient=True) as progress:
+        task = progress.add_task("")
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _show_plan(
+    console: Console, checkpoint: Checkpoint, plan: GptqPlan, target: Path, *, about: str
+) -> None:
+    from convert.files import free_space
+
+    n_linears, n_layers = plan.n_quantized, checkpoint.model.n_layers
+    console.print(
+        f"{target}: {_size(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight; "
+        f"{n_linears} linears of {n_layers} layers, all else as it is"
+    )
+    console.print(f"disk: {_size(plan.nbytes)} needed, {_size(free_space(target))} free")
+    console.print(about)
+
+
+def _about(checkpoint: Checkpoint, settings: GptqSettings, n_tokens: int) -> str:
+    """Time and memory that the work will take, in words."""
+    from convert.gptq_estimate import estimate_gptq, estimated_seconds
+
+    estimate = estimate_gptq(checkpoint.model, settings, n_tokens)
+    return (
+        f"{n_tokens:,} calibration tokens: about {_duration(estimated_seconds(estimate))} on this "
+        f"machine as it is now, at most {_size(estimate.peak_nbytes)} of memory beside torch's own"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit_s, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {name}"
+    return f"{max(seconds, 1):.0f} s"
+
+
+def _size(nbytes: int) -> str:
+    """In units of powers of ten, as disks and model pages count."""
+    unit, name = (1e9, "GB") if nbytes >= 1e9 else (1e6, "MB")
+    return f"{nbytes / unit:.3f} {name}"
+
+
+def _plan_document(plan: GptqPlan, target: Path) -> dict[str, object]:
+    return {
+        "path": str(target),
+        "nbytes": plan.nbytes,
+        "n_weights": plan.n_weights,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "tensors": [
+            {
+                "name": tensor.name,
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "nbytes": tensor.nbytes,
+            }
+            for tensor in plan.tensors
+        ],
+    }
+
+
+def _result_document(result: GptqResult, elapsed_s: float) -> dict[str, object]:
+    return {
+        "path": str(result.path),
+        "nbytes": result.nbytes,
+        "bits_per_weight": round(result.bits_per_weight, 4),
+        "n_calibration_tokens": result.n_calibration_tokens,
+        "calibration_sha256": result.calibration_sha256,
+        "raised_damp": result.raised_damp,
+        "elapsed_s": round(elapsed_s, 3),
+    }

@@ -1,0 +1,73 @@
+"""What a GPTQ run will take: operations counted, the machine's speed measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from convert.gptq import GptqSettings
+from convert.gptq_export import BATCH_TOKENS
+from convert.qwen2 import Qwen2Config
+
+PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
+OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
+
+
+@dataclass(frozen=True, slots=True)
+class GptqEstimate:
+    """Floating-point operations in matrix products and one by one, and the peak of memory."""
+
+    n_matrix: float
+    n_elementwise: float
+    peak_nbytes: int
+
+
+def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> GptqEstimate:
+    """Count the work of export_gptq() on n_tokens calibration tokens."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    q_size, kv_size = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    solves = (  # (n_in, n_out) of linears that share their inputs
+        (hidden, q_size + 2 * kv_size),
+        (q_size, hidden),
+        (hidden, 2 * inner),
+        (inner, hidden),
+    )
+    n_weights = sum(n_in * n_out for n_in, n_out in solves)
+    n_matrix = PASSES * 2 * n_tokens * n_weights
+    n_elementwise = 0
+    for n_in, n_out in solves:
+        n_matrix += 2 * n_tokens * n_in**2  # Hessian
+        n_matrix += 4 * n_in**3 // 3 + n_out * n_in**2  # factor; lazy updates
+        candidates = OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
+        n_elementwise += n_out * n_in * (settings.column_chunk + candidates)
+    largest = max(n_in for n_in, _ in solves)
+    floats = (
+        n_weights
+        + n_tokens * hidden
+        + max(5 * largest**2, 4 * BATCH_TOKENS * inner)  # Hessian, its factors; activations
+        + 3 * max(n_in * n_out for n_in, n_out in solves)
+    )
+    return GptqEstimate(
+        float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), 4 * floats
+    )
+
+
+def estimated_seconds(estimate: GptqEstimate) -> float:
+    """The time on this machine as it is now, from a fraction of a second of either kind of work."""
+    import torch
+
+    matrix = torch.ones(768, 768)
+    rows = torch.ones(128, 4096)
+    matrix_rate = 2 * 768**3 / _fastest(lambda: matrix @ matrix)
+    elementwise_rate = rows.numel() / _fastest(lambda: rows * rows)
+    return estimate.n_matrix / matrix_rate + estimate.n_elementwise / elementwise_rate
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
