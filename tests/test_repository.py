@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 # An absolute path below a user's or a machine's own folders, or the address of a package index.
-MACHINE_PATH = re.compile(r"(?<![\w.{}$~/-])/(?:home|root|Users|work|mnt|srv|tmp)/[\w.-]+")
+MACHINE_PATH = re.compile(r"(?<![\w.{}$~/-])/(?:home|root|Users|work|mnt|srv)/[\w.-]+")
 INDEX_ADDRESS = re.compile(
     r"https?://\S*(?:/simple\b|pythonhosted|pypi\.org|download\.pytorch)", re.IGNORECASE
 )
