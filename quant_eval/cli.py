@@ -259,7 +259,8 @@ def _evaluate(
     tasks = f"{settings.n_problems} problems of each kind" if settings.n_problems else "no tasks"
     console.print(
         f"measuring {len(paths)} files: at most {settings.n_tokens:,} reply tokens, {tasks} "
-        f"within {settings.task_seconds:.0f} s a file; what is known already is not measured again"
+        f"within {settings.task_seconds:.0f} s a file; what is known already is not measured again",
+        soft_wrap=True,
     )
     with _progress(console) as on_progress:
         report, failures = pipeline.measure(
@@ -278,10 +279,12 @@ def _evaluate(
             typer.echo(json.dumps(to_json(report), indent=2, sort_keys=True))
         else:
             _stdout().print(results_table(report))
-        console.print(f"report: {manifest.folder / 'report.html'} and report.json beside it")
+        console.print(
+            f"report: {manifest.folder / 'report.html'} and report.json beside it", soft_wrap=True
+        )
     if failures:
         for failure in failures[1:]:
-            console.print(f"not measured: {failure}")
+            console.print(f"not measured: {failure}", soft_wrap=True)
         raise failures[0]
 
 

@@ -145,6 +145,7 @@ def write(
             if output not in gptq:
                 manifest.record(output.path, _origin(checkpoint, output.type_name, manifest))
     for output in gptq:
+        _limit_torch(engine_threads(checkpoint, threads))
         _make_gptq(checkpoint, output, force=force, on_progress=on_progress)
         manifest.record(output.path, _origin(checkpoint, output.type_name, manifest))
 
@@ -232,6 +233,7 @@ def measure(
             results.append(file_result(stored))
             continue
         if exam is None:
+            _limit_torch(threads)
             exam = suite.prepare(
                 checkpoint, conversations, problems, settings=settings, on_progress=on_progress
             )
@@ -264,6 +266,14 @@ def engine_threads(checkpoint: Checkpoint, threads: int | None) -> int | None:
     if threads is None and n_weights(checkpoint) < SMALL_MODEL_WEIGHTS:
         return 1
     return threads
+
+
+def _limit_torch(threads: int | None) -> None:
+    """Set torch's threads for the whole process, where a number is asked for."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def n_weights(checkpoint: Checkpoint) -> int:

@@ -9,6 +9,7 @@ from convert.files import replacing_file
 from quant_eval.divergence import Estimate
 from quant_eval.plot import kl_plot
 from quant_eval.results import Accuracy, FileResult, Report, short_names
+from quant_eval.tasks import TASKS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,8 +24,8 @@ TASK_TITLES = {
 
 
 def kinds_of(files: Sequence[FileResult]) -> list[str]:
-    """Kinds of task that at least one file was given, in order of appearance."""
-    return list(dict.fromkeys(kind for file in files for kind in file.accuracy))
+    """Kinds of task that at least one file was given, in the order of TASKS."""
+    return [kind for kind in TASKS if any(kind in file.accuracy for file in files)]
 
 
 def format_nbytes(nbytes: int) -> str:

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,9 +152,9 @@ def evaluate(
         _check_vocabulary(qwq, exam)
         check_model(qwq)
         scores = list(_score(qwq, exam, on_progress))
-        replies: list[Reply] = []
-        accuracy = _solve(qwq, exam, replies, on_progress)
-        examples = tuple(_examples(qwq, exam.settings, replies))
+        accuracy, replies = solve(qwq, exam.problems, exam.settings, on_progress=on_progress)
+        examples = list(_examples(qwq, exam.settings))
+    replies += [reply for _, reply in examples]
     speeds = [speed for reply in replies if (speed := reply.timings.tokens_per_s) is not None]
     return FileResult(
         name=path.name,
@@ -164,7 +165,10 @@ def evaluate(
         divergence=summarize(scores),
         accuracy=accuracy,
         speed=Speed(statistics.median(speeds), len(speeds)) if speeds else None,
-        examples=examples,
+        examples=tuple(
+            Example(question, reply.reasoning, reply.answer, reply.finish_reason)
+            for question, reply in examples
+        ),
         elapsed_s=round(time.perf_counter() - started, 1),
     )
 
@@ -195,36 +199,34 @@ def _score(qwq: QwQ, exam: Exam, on_progress: Progress) -> Iterator[TokenScores]
         on_progress(f"{qwq.path.name}: divergence, passages", index + 1, len(exam.passages))
 
 
-def _solve(
-    qwq: QwQ, exam: Exam, replies: list[Reply], on_progress: Progress
-) -> dict[str, Accuracy]:
-    """Accuracy by kind; the replies are added to `replies`."""
-    n: dict[str, int] = {}
-    n_correct: dict[str, int] = {}
-    n_cut: dict[str, int] = {}
-    deadline = time.perf_counter() + exam.settings.task_seconds
-    for index, problem in enumerate(exam.problems):
+def solve(
+    qwq: QwQ, problems: Sequence[Problem], settings: EvaluationSettings, *, on_progress: Progress
+) -> tuple[dict[str, Accuracy], list[Reply]]:
+    """Ask the problems in turn until the time is up: accuracy by kind, and the replies."""
+    n: Counter[str] = Counter()
+    n_correct: Counter[str] = Counter()
+    n_cut: Counter[str] = Counter()
+    replies: list[Reply] = []
+    deadline = time.perf_counter() + settings.task_seconds
+    for index, problem in enumerate(problems):
         if time.perf_counter() > deadline:
             break
-        kind = problem.kind
         events = qwq.reply(
             problem.messages,
             tools=problem.tools,
-            seed=exam.settings.seed + index,
-            max_tokens=exam.settings.max_tokens,
+            seed=settings.seed + index,
+            max_tokens=settings.max_tokens,
         )
         reply = collect(events)
         replies.append(reply)
         calls = [{"name": call.name, "arguments": call.arguments} for call in reply.tool_calls]
-        n[kind] = n.get(kind, 0) + 1
-        n_correct[kind] = n_correct.get(kind, 0) + grade(problem, reply.answer, calls)
-        n_cut[kind] = n_cut.get(kind, 0) + (reply.finish_reason == "length")
-        on_progress(f"{qwq.path.name}: tasks, problems", index + 1, len(exam.problems))
-    return {kind: Accuracy(n[kind], n_correct[kind], n_cut[kind]) for kind in n}
+        n[problem.kind] += 1
+        n_correct[problem.kind] += grade(problem, reply.answer, calls)
+        n_cut[problem.kind] += reply.finish_reason == "length"
+        on_progress(f"{qwq.path.name}: tasks, problems", index + 1, len(problems))
+    return {kind: Accuracy(n[kind], n_correct[kind], n_cut[kind]) for kind in n}, replies
 
 
-def _examples(qwq: QwQ, settings: EvaluationSettings, replies: list[Reply]) -> Iterator[Example]:
+def _examples(qwq: QwQ, settings: EvaluationSettings) -> Iterator[tuple[str, Reply]]:
     for question in QUESTIONS:
-        reply = qwq.ask(question, seed=settings.seed, max_tokens=settings.max_tokens)
-        replies.append(reply)
-        yield Example(question, reply.reasoning, reply.answer, reply.finish_reason)
+        yield question, qwq.ask(question, seed=settings.seed, max_tokens=settings.max_tokens)
