@@ -1,5 +1,6 @@
 """Let the model call a function: python examples/tools.py [MODEL]"""
 
+import operator
 import sys
 
 from qwq_local import QwQ
@@ -16,11 +17,12 @@ CALCULATOR = {
         },
     },
 }
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def multiply(expression: str) -> int:
-    left, _, right = expression.partition("*")
-    return int(left) * int(right)
+def calculate(expression: str) -> object:
+    left, sign, right = expression.split()
+    return OPERATIONS[sign](int(left), int(right))
 
 
 with QwQ.open(sys.argv[1] if len(sys.argv) > 1 else "models/nano-qwq") as qwq:
@@ -28,7 +30,7 @@ with QwQ.open(sys.argv[1] if len(sys.argv) > 1 else "models/nano-qwq") as qwq:
     reply = session.ask("What is 38 * 27? Use the calculator.")
     for call in reply.tool_calls:
         print(f"{call.name}({call.arguments})", file=sys.stderr)
-        session.tool_result(call.id, multiply(call.arguments["expression"]))
+        session.tool_result(call.id, calculate(call.arguments["expression"]))
     if reply.tool_calls:
         reply = session.ask()
     print(reply.answer)

@@ -63,7 +63,7 @@ Context = Annotated[
     int | None,
     typer.Option(help="Tokens for prompt and reply (default: by the model and the memory)."),
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads (default: the physical cores).")]
+Threads = Annotated[int | None, typer.Option(help="Threads (default: by the cores and the model).")]
 _SAMPLER = "Sampling (default: the model's own)"
 Temperature = Annotated[
     float | None, typer.Option(help="0 always takes the likeliest.", rich_help_panel=_SAMPLER)

@@ -4,6 +4,7 @@ from convert.errors import UsageError
 
 NATIVE_CONTEXT = 32_768  # what QwQ was trained on; a file's own number may say more or less
 _SMALLEST_CONTEXT = 2_048
+_WORTH_THREADS = 100_000_000
 
 
 def choose_context(
@@ -35,8 +36,18 @@ def choose_context(
     return context
 
 
+def choose_threads(asked: int | None, *, n_weights: int) -> int:
+    """How many threads decode fastest: the caller's number, else the physical cores.
+
+    One for a model so small that its threads would spend their time waiting for each other.
+    """
+    if asked is not None:
+        return asked
+    return 1 if n_weights < _WORTH_THREADS else usable_cores()
+
+
 def usable_cores() -> int:
-    """Physical cores that this process may use, the number of threads that decodes fastest."""
+    """Physical cores that this process may use."""
     import os
 
     import psutil

@@ -45,8 +45,8 @@ class QwQ:
         """Load a GGUF file, a GPTQ folder, a checkpoint, or the best model within a folder.
 
         context: tokens for prompt and reply together; None takes the model's own, at most
-        32,768, and less where the memory is short. threads: None takes the physical cores.
-        Raises QwqError where there is no model or it cannot be loaded.
+        32,768, and less where the memory is short. threads: None takes the physical cores, and
+        one for a small model. Raises QwqError where there is no model or it cannot be loaded.
         """
         model = find_model(Path(path))
         engine, description = _LOADERS[model.kind](model.path, context, threads)

@@ -105,7 +105,7 @@ def _print_end(done: Done, *, figures: bool) -> None:
 def _read_line() -> str | None:
     """The next line, "" where Ctrl-C took it back, None at the end of the input."""
     try:
-        return input("> ")
+        return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return None
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from convert.errors import GgufError, QwqError
 from convert.gguf_header import GgufHeader
 from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop
-from qwq_local.memory import choose_context, usable_cores
+from qwq_local.memory import choose_context, choose_threads
 from qwq_local.sampling import Sampling
 
 ARCHITECTURE = "qwen2"
@@ -32,7 +33,8 @@ class GgufEngine(EngineLoop):
     """One GGUF file in llama.cpp, on the GPU where llama-cpp-python was built for one.
 
     context: tokens to reserve the kv_cache for; None chooses by the model and the free memory.
-    threads: None takes the physical cores. Raises GgufError where llama.cpp refuses the file.
+    threads: None chooses by the cores and the model's size. Raises GgufError where llama.cpp
+    refuses the file.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class GgufEngine(EngineLoop):
             kv_nbytes_per_token=_kv_nbytes_per_token(sizes),
             weights_nbytes=header.file_nbytes - header.data_offset,
         )
+        n_weights = sum(prod(tensor.shape) for tensor in header.tensors.values())
         self._llama = _library()
         self._model = self._load_model(path)
         self._context: Any = None
@@ -58,7 +61,7 @@ class GgufEngine(EngineLoop):
             vocab_size=self._llama.llama_vocab_n_tokens(self._vocab), context_length=n_context
         )
         try:
-            self._context = self._make_context(path, threads or usable_cores())
+            self._context = self._make_context(path, choose_threads(threads, n_weights=n_weights))
         except QwqError:
             self.close()
             raise

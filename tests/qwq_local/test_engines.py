@@ -34,8 +34,8 @@ def logits(qwq: QwQ, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
 def test_greedy_ids_are_those_of_transformers(gguf_qwq: QwQ) -> None:
     """Would catch a wrong rope, norm, bias, head order or tensor: 200 tokens, one by one.
 
-    Where transformers' two best logits are nearer to each other than the engines are, either may
-    be taken; that nearness is bounded too.
+    Where transformers' two best logits lie within a twentieth of the logits' spread, either may be
+    taken: bf16 activations and an f16 kv_cache move logits by up to a fiftieth.
     """
     n_tokens = 200
     ids = ids_of(gguf_qwq, "Which is larger, 9.9 or 9.11?")
@@ -48,10 +48,9 @@ def test_greedy_ids_are_those_of_transformers(gguf_qwq: QwQ) -> None:
     expected = output[0, len(ids) :].tolist()
     assert len(expected) == n_tokens
     ours = logits(gguf_qwq, ids + expected)[len(ids) - 1 : -1]
-    rounding = float(abs(ours - theirs).max())
-    assert rounding < 0.05 * theirs.std()
+    assert np.sqrt(np.mean((ours - theirs) ** 2)) < 0.01 * theirs.std()
     second, first = np.sort(theirs, axis=1)[:, -2:].T
-    clear = first - second > 2 * rounding
+    clear = first - second > 0.05 * theirs.std()
     assert clear.sum() > n_tokens // 2
     assert [int(i) for i in ours.argmax(axis=1)[clear]] == list(itertools.compress(expected, clear))
     n_clear = n_tokens if clear.all() else int(clear.argmin())
