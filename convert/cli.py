@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convert.errors import UsageError
+from convert.gptq_cli import gptq_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,6 +105,11 @@ def gguf(
     else:
         for result in results:
             typer.echo(result.path)
+
+
+app.command("gptq", epilog="Example: qwq convert gptq models/QwQ-32B -o models/QwQ-32B-gptq-4bit")(
+    gptq_command
+)
 
 
 def _plan(checkpoint: "Checkpoint", types: list[str], out: Path | None) -> "list[FilePlan]":

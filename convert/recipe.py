@@ -176,8 +176,7 @@ def choose_type(recipe: Recipe, spec: TensorSpec, model: Qwen2Config) -> Choice:
 def _wanted_type(recipe: Recipe, spec: TensorSpec, model: Qwen2Config) -> QuantType:
     role = spec.gguf_name.removesuffix(".weight").rpartition(".")[2]
     if role == "output" or (role == "token_embd" and model.tied_embeddings):
-        fits = spec.shape[-1] % block_size(recipe.default) == 0
-        return QuantType.Q6_K if fits and recipe.default != QuantType.Q8_0 else QuantType.Q8_0
+        return QuantType.Q8_0 if recipe.default == QuantType.Q8_0 else QuantType.Q6_K
     if spec.layer_index is None:
         return recipe.default
     chosen = recipe.default
