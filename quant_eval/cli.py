@@ -53,7 +53,7 @@ Problems = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Problems of each kind (default: 20; large models 0).",
+        help="Problems of each kind (default: 16; large models 0).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -61,7 +61,7 @@ TaskSeconds = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Begin no problem after so many seconds a file (default: 60).",
+        help="Begin no problem after so many seconds a file (default: 45).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -131,6 +131,7 @@ def quantize(
 
     A second run makes and measures only what is new.
     """
+    from convert.calibration import load_conversations
     from convert.checkpoint import Checkpoint
     from quant_eval import pipeline
     from quant_eval.manifest import Manifest
@@ -140,6 +141,8 @@ def quantize(
     path = pipeline.NANO_CHECKPOINT if model is None else resolve_model(model)
     default_types = pipeline.NANO_TYPES if model is None else pipeline.USUAL_TYPES
     chosen = pipeline.parse_types(types or default_types)
+    if text is not None:
+        load_conversations(text)  # a text that is none is said now, not after hours of work
     manifest = Manifest(out or Path("models") / pipeline.model_name(path))
     console = _stderr(quiet=quiet)
     with Checkpoint.open(path) as checkpoint:

@@ -211,6 +211,9 @@ def measure(
     """
     from quant_eval import suite
 
+    for path in paths:
+        if not path.exists():
+            raise QwqError(f"{path}: no such file or folder; check the path")
     conversations, text_sha256 = suite.read_evaluation_text(text)
     problems = suite.choose_problems(settings)
     environment = describe_environment()
@@ -225,8 +228,6 @@ def measure(
     results: list[FileResult] = []
     failures: list[QwqError] = []
     for path in paths:
-        if not path.exists():
-            raise QwqError(f"{path}: no such file or folder; check the path")
         key = digest({**conditions, "file": manifest.sha256_of(path)})
         stored = manifest.stored_result(path, key)
         if stored is not None:

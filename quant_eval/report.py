@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.j2"
 TASK_TITLES = {
-    "arithmetic": "arith- metic",
-    "tool_call": "tool call",
-    "tool_result": "tool result",
-    "second_turn": "second turn",
+    "arithmetic": "arith-\nmetic",
+    "compare": "com-\npare",
+    "letters": "let-\nters",
+    "tool_call": "tool\ncall",
+    "tool_result": "tool\nresult",
+    "second_turn": "second\nturn",
 }
 
 
@@ -85,11 +87,12 @@ def results_table(report: Report) -> "Table":
         header_style="bold",
     )
     kinds = kinds_of(report.files)
-    titles = ["size MB", "bits/ weight", "perplex- ity", "mean KL nats", "top-1 %"]
-    titles += [TASK_TITLES.get(kind, kind) for kind in kinds] + ["tokens /s"]
+    titles = ["size\nMB", "bits per\nweight", "perpl-\nexity", "mean KL\nnats", "top-1\n%"]
+    titles += [TASK_TITLES.get(kind, kind) for kind in kinds]
+    titles += (["all\ntasks"] if kinds else []) + ["tokens\n/s"]
     table.add_column("file", no_wrap=True, style="bold")
     for title in titles:
-        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
+        table.add_column(title, justify="right", no_wrap=True)
     names = short_names([file.name for file in report.files])
     for name, file in zip(names, report.files, strict=True):
         reply = file.divergence.get("reply")
@@ -100,6 +103,7 @@ def results_table(report: Report) -> "Table":
             format_estimate(reply.kl_nats if reply else None),
             format_percent(reply.top1_agreement if reply else None),
             *(format_accuracy(file.accuracy.get(kind)) for kind in kinds),
+            *([format_accuracy(file.overall_accuracy)] if kinds else []),
             (f"{file.speed.median_tokens_per_s:.0f}" if file.speed else "", ""),
         ]
         table.add_row(name, *(f"{value}\n[dim]{error}[/dim]" for value, error in cells))
@@ -116,8 +120,8 @@ def _caption(report: Report) -> str:
             )
     counts = sorted({one.n for file in report.files for one in file.accuracy.values()})
     if counts:
-        most = f" to {counts[-1]}" if len(counts) > 1 else ""
-        parts.append(f"tasks in %, {counts[0]}{most} problems each, sampled with the defaults")
+        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        parts.append(f"tasks in %, n = {n} of each kind and file, sampled with the defaults")
     return "\n".join(parts)
 
 

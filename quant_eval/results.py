@@ -25,8 +25,8 @@ class EvaluationSettings:
     """
 
     n_tokens: int = 16_384
-    n_problems: int = 20
-    task_seconds: float = 60.0
+    n_problems: int = 16
+    task_seconds: float = 45.0
     max_tokens: int = 512
     seed: int = 0
 
@@ -87,6 +87,18 @@ class FileResult:
     speed: Speed | None
     examples: tuple[Example, ...]
     elapsed_s: float
+
+    @property
+    def overall_accuracy(self) -> Accuracy | None:
+        """All kinds of task together, None where no problem was asked."""
+        parts = self.accuracy.values()
+        if not parts:
+            return None
+        return Accuracy(
+            sum(one.n for one in parts),
+            sum(one.n_correct for one in parts),
+            sum(one.n_cut for one in parts),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ def test_the_table_has_a_row_a_file() -> None:
         assert name in text
     assert "±0.6e-3" in text
     assert kinds_of(REPORT.files) == list(KINDS)
-    assert "20 problems each" in text
+    assert "n = 20 of each kind" in text
 
 
 def test_the_plot_is_an_svg_with_every_name() -> None:
