@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -90,6 +90,8 @@ def start(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if version:
+        from importlib import metadata
+
         typer.echo(f"qwq {metadata.version('qwq-local')}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -70,6 +70,8 @@ def test_the_cuts_do_not_matter(
 
 
 @given(TEXTS)
+@example("thought\n\n</think>\n\n\nanswer\n")
+@example("<think>\n\nthought\n</think>answer </think>")
 def test_a_whole_reply_reads_as_a_regular_expression_does(text: str) -> None:
     """The splitter's slow twin, for replies without tools: would catch a wrong border."""
     match = re.fullmatch(
