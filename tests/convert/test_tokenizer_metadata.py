@@ -160,7 +160,7 @@ def test_tokenizes_as_the_checkpoint(tmp_path: Path) -> None:
 
     metadata_of(NANO, tmp_path / "nano.gguf")
     tokenizer = Tokenizer.from_file(str(NANO / "tokenizer.json"))
-    model = llama_cpp.Llama(str(tmp_path / "nano.gguf"), vocab_only=True, verbose=False)
+    model = llama_cpp.Llama(str(tmp_path / "nano.gguf"), vocab_only=True)
     try:
         for text in HARD_TEXTS:
             expected = tokenizer.encode(text, add_special_tokens=False).ids
