@@ -25,7 +25,9 @@ class FakeEngine:
         self.seeds: list[int] = []
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
-        parts = re.split(r"(<\|\w+\|>)", text) if parse_special else [text]
+        if not parse_special:
+            return list(text.encode())
+        parts = re.split(r"(<\|\w+\|>)", text)
         ids = [[CONTROL_TOKENS[p]] if p in CONTROL_TOKENS else list(p.encode()) for p in parts]
         return [token_id for part in ids for token_id in part]
 

@@ -81,6 +81,14 @@ def test_json_is_one_document(bf16_gguf: Path) -> None:
     assert longer["usage"]["prompt_tokens"] > document["usage"]["prompt_tokens"]
 
 
+@pytest.mark.slow
+def test_a_gptq_folder_keeps_the_streams_clean(gptq_folder: Path) -> None:
+    """Would catch what GPTQModel prints to stdout while it loads."""
+    result = run("ask", "Hi", "--json", "-m", str(gptq_folder), "--max-tokens", "3")
+    assert json.loads(result.stdout)["usage"]["completion_tokens"] <= 3
+    assert result.stderr == ""
+
+
 def test_without_a_model_it_takes_what_was_made_last(bf16_gguf: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "mine"
     folder.mkdir(parents=True)
