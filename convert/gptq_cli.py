@@ -72,8 +72,7 @@ def gptq_command(
     settings = GptqSettings(bits=bits, group_size=group_size)
     console = Console(stderr=True, quiet=quiet, highlight=False)
     with Checkpoint.open(checkpoint) as opened:
-        name = opened.path.resolve().name
-        target = out or Path("models") / name / f"{name}-gptq-{bits}bit"
+        target = out or Path("models") / opened.name / f"{opened.name}-gptq-{bits}bit"
         plan = plan_gptq(opened, settings)
         if not dry_run:
             refuse_existing(target, force=force)
@@ -136,25 +135,28 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 def _show_plan(
     console: Console, checkpoint: Checkpoint, plan: GptqPlan, target: Path, *, about: str
 ) -> None:
-    from convert.files import free_space
+    from convert.files import format_nbytes, free_space
 
     n_linears, n_layers = plan.n_quantized, checkpoint.model.n_layers
     console.print(
-        f"{target}: {_size(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight; "
+        f"{target}: {format_nbytes(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight; "
         f"{n_linears} linears of {n_layers} layers, all else as it is"
     )
-    console.print(f"disk: {_size(plan.nbytes)} needed, {_size(free_space(target))} free")
+    console.print(
+        f"disk: {format_nbytes(plan.nbytes)} needed, {format_nbytes(free_space(target))} free"
+    )
     console.print(about)
 
 
 def _about(checkpoint: Checkpoint, settings: GptqSettings, n_tokens: int) -> str:
     """Time and memory that the work will take, in words."""
+    from convert.files import format_nbytes
     from convert.gptq_estimate import estimate_gptq, estimated_seconds
 
     estimate = estimate_gptq(checkpoint.model, settings, n_tokens)
     return (
         f"{n_tokens:,} calibration tokens: about {_duration(estimated_seconds(estimate))} on this "
-        f"machine as it is now, at most {_size(estimate.peak_nbytes)} of memory beside torch's own"
+        f"machine as it is now, {format_nbytes(estimate.peak_nbytes)} of memory beside torch's own"
     )
 
 
@@ -163,12 +165,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {name}"
     return f"{max(seconds, 1):.0f} s"
-
-
-def _size(nbytes: int) -> str:
-    """In units of powers of ten, as disks and model pages count."""
-    unit, name = (1e9, "GB") if nbytes >= 1e9 else (1e6, "MB")
-    return f"{nbytes / unit:.3f} {name}"
 
 
 def _plan_document(plan: GptqPlan, target: Path) -> dict[str, object]:

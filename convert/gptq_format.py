@@ -67,7 +67,8 @@ def pack(codes: Codes, bits: int) -> Packed:
     for row in range(n_rows):  # one row at a time: spread out, the bits take eight times the room
         spread = codes[row, :, None] >> np.arange(bits, dtype=np.uint8) & 1  # (n, bits)
         packed[row] = np.packbits(spread, bitorder="little")
-    return packed.view("<i4")
+    words: Packed = packed.view("<i4")
+    return words
 
 
 def unpack(words: Packed, bits: int) -> Codes:
@@ -77,7 +78,8 @@ def unpack(words: Packed, bits: int) -> Codes:
         np.ascontiguousarray(words).astype("<i4").view(np.uint8), axis=1, bitorder="little"
     )
     spread = stream.reshape(n_rows, n_words * 32 // bits, bits)
-    return (spread << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
+    codes: Codes = (spread << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
+    return codes
 
 
 def quantization_config(settings: GptqSettings, meta: dict[str, Any]) -> dict[str, Any]:

@@ -81,9 +81,10 @@ def test_the_hessians_scale_does_not_matter() -> None:
     assert torch.equal(one.codes, other.codes)
 
 
-def test_inputs_are_not_changed() -> None:
-    """Catches damping or updates done in the caller's arrays."""
-    weight, hessian = problem()
+@pytest.mark.parametrize("n_out", [1, 6])
+def test_inputs_are_not_changed(n_out: int) -> None:
+    """Catches damping or updates done in the caller's arrays; one row transposes without a copy."""
+    weight, hessian = problem(n_out)
     before = weight.clone(), hessian.clone()
     quantize_matrix(weight, hessian, GptqSettings())
     assert torch.equal(weight, before[0])

@@ -1,0 +1,86 @@
+"""`qwq convert gptq` as a user meets it; what the folder holds is tested with the export."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from convert.cli import app
+from convert.errors import OutputExistsError, QwqError, UsageError
+from convert.gptq import GptqSettings
+from convert.gptq_estimate import estimate_gptq
+from convert.qwen2 import parse_config
+from tests.synthetic import CONFIG
+
+QWQ_32B = CONFIG | {
+    "hidden_size": 5120,
+    "intermediate_size": 27648,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "vocab_size": 152064,
+}
+
+
+def gptq(*arguments: str | int | Path) -> Result:
+    """Run the command in this process; errors come out as they are, main makes lines of them."""
+    return CliRunner().invoke(app, ["gptq", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_a_folder_is_written(small: Path, tmp_path: Path) -> None:
+    """Catches a result that is not alone on stdout, and a plan or summary that is missing."""
+    out = tmp_path / "out"
+    run = gptq(small, "-o", out, "--tokens", 300)
+    assert run.stdout == f"{out}\n"
+    assert "bits per weight" in run.stderr
+    assert "calibration tokens" in run.stderr
+    assert "7 linears in" in run.stderr
+    assert (
+        json.loads((out / "quantize_config.json").read_text())["meta"]["calibration_tokens"] == 300
+    )
+
+
+def test_json_and_quiet(small: Path, tmp_path: Path) -> None:
+    """Catches talk on either stream that a program reading the result would trip over."""
+    out = tmp_path / "out"
+    run = gptq(small, "-o", out, "--tokens", 300, "--bits", 3, "--group-size", 64, "--json", "-q")
+    assert run.stderr == ""
+    document = json.loads(run.stdout)
+    assert document["path"] == str(out)
+    assert document["n_calibration_tokens"] == 300
+    config = json.loads((out / "quantize_config.json").read_text())
+    assert (config["bits"], config["group_size"]) == (3, 64)
+
+
+def test_a_dry_run_writes_nothing(small: Path, tmp_path: Path) -> None:
+    """Catches a dry run that works, and one that shows another size than is written."""
+    out = tmp_path / "out"
+    assert "about" in gptq(small, "-o", out, "--dry-run").stdout
+    document = json.loads(gptq(small, "-o", out, "--dry-run", "--json").stdout)
+    assert not out.exists()
+    gptq(small, "-o", out, "--tokens", 50)
+    written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    assert document["nbytes"] < written < document["nbytes"] + 10_000
+
+
+def test_mistakes_are_errors_before_work(small: Path, tmp_path: Path) -> None:
+    """Catches a mistake found only after hours."""
+    with pytest.raises(UsageError, match="bits: 5"):
+        gptq(small, "-o", tmp_path / "out", "--bits", 5)
+    with pytest.raises(QwqError, match=r"nowhere\.jsonl: no such file"):
+        gptq(small, "-o", tmp_path / "out", "--calibration", tmp_path / "nowhere.jsonl")
+    with pytest.raises(OutputExistsError, match="--force"):
+        gptq(small, "-o", small)
+
+
+def test_the_estimate_of_qwq_32b() -> None:
+    """Catches sizes mixed up, a pass or a matrix forgotten: the same sums, written out."""
+    model = parse_config(QWQ_32B, "QwQ-32B")
+    estimate = estimate_gptq(model, GptqSettings(), 16_384)
+    forward = 2 * 2 * 16_384 * 31.0e9
+    hessians = 64 * 2 * 16_384 * (27648**2 + 3 * 5120**2)
+    factors = 64 * 4 / 3 * (27648**3 + 3 * 5120**3)
+    updates = 64 * (5120**2 * (5120 + 2048 + 5120 + 2 * 27648) + 27648**2 * 5120)
+    assert estimate.n_matrix == pytest.approx(forward + hessians + factors + updates, rel=0.02)
+    assert 10e9 < estimate.peak_nbytes < 30e9
