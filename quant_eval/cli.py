@@ -143,9 +143,9 @@ def quantize(
     chosen = pipeline.parse_types(types or default_types)
     if text is not None:
         load_conversations(text)  # a text that is none is said now, not after hours of work
-    manifest = Manifest(out or Path("models") / pipeline.model_name(path))
     console = _stderr(quiet=quiet)
     with Checkpoint.open(path) as checkpoint:
+        manifest = Manifest(out or Path("models") / pipeline.model_name(checkpoint))
         plan = pipeline.make_plan(checkpoint, chosen, manifest, force=force)
         if dry_run:
             _print_plan(_stdout(), plan, as_json=as_json)
@@ -246,7 +246,7 @@ def _evaluate(
     *,
     settings: "EvaluationSettings",
     text: Path | None,
-    threads: int | None,
+    threads: int,
     output: tuple["Console", bool],
 ) -> None:
     """Measure, print the table or the JSON, and write both reports.
@@ -350,8 +350,8 @@ def _progress(console: "Console") -> "Iterator[Progress]":
 
 
 def _hush_libraries() -> None:
-    """Keep what torch and torchao say about each other's versions from between our lines."""
-    for name in ("torchao", "torch.utils._pytree"):
+    """Keep other programs' logs from between our lines, llama.cpp's on loading included."""
+    for name in ("qwq_local.llama", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -25,6 +25,7 @@ from quant_eval.results import (
     to_json,
 )
 from quant_eval.sizes import model_size
+from qwq_local.memory import choose_threads
 
 NANO_CHECKPOINT = Path(__file__).parent / "nano" / "checkpoint"
 NANO_TYPES = (
@@ -41,7 +42,6 @@ NANO_TYPES = (
 USUAL_TYPES = ("Q4_K_M", "gptq-4bit")
 GPTQ_TYPES = {"gptq-4bit": GptqSettings(bits=4)}
 CALIBRATION = Path(__file__).parents[1] / "convert" / "data" / "calibration.jsonl"
-SMALL_MODEL_WEIGHTS = 100_000_000  # below it, threads wait for each other longer than they work
 DECIDING_PACKAGES = ("qwq-local", "llama-cpp-python", "torch", "transformers", "gptqmodel")
 
 Progress = Callable[[str, int, int], None]
@@ -67,14 +67,9 @@ class Plan:
     files: tuple[FilePlan, ...]
 
 
-def model_name(checkpoint: Path) -> str:
-    """The name for files: the folder's, or its parent's where the folder is just a checkpoint."""
-    path = checkpoint.resolve()
-    if path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/HASH
-        return path.parents[1].name.rpartition("--")[2]
-    if path == NANO_CHECKPOINT.resolve():
-        return "nano-qwq"
-    return path.name
+def model_name(checkpoint: Checkpoint) -> str:
+    """The name for files: the checkpoint's, but the bundled one's folder says nothing."""
+    return "nano-qwq" if checkpoint.path.samefile(NANO_CHECKPOINT) else checkpoint.name
 
 
 def parse_types(names: Sequence[str]) -> tuple[str, ...]:
@@ -97,7 +92,7 @@ def make_plan(
     Raises OutputExistsError for an output that was made of something else, unless forced, and
     DiskFullError where the new ones have no room.
     """
-    name = model_name(checkpoint.path)
+    name = model_name(checkpoint)
     outputs = []
     files = []
     for type_name in types:
@@ -170,7 +165,7 @@ def _origin(checkpoint: Checkpoint, type_name: str, manifest: Manifest) -> str:
     """A hash of all that decides an output's bytes."""
     made_of: dict[str, Any] = {
         "checkpoint": manifest.checkpoint_sha256(checkpoint.path),
-        "name": model_name(checkpoint.path),
+        "name": model_name(checkpoint),
         "type": type_name,
     }
     if type_name in GPTQ_TYPES:
@@ -201,7 +196,7 @@ def measure(
     *,
     settings: EvaluationSettings,
     text: Path | None = None,
-    threads: int | None,
+    threads: int,
     on_progress: Progress,
 ) -> tuple[Report, list[QwqError]]:
     """Evaluate each file against the checkpoint; a result of the same file and settings is reused.
@@ -252,7 +247,7 @@ def measure(
         manifest.store_result(path, key, to_json(result))
         results.append(result)
     report = Report(
-        model=model_name(checkpoint.path),
+        model=model_name(checkpoint),
         checkpoint_sha256=manifest.checkpoint_sha256(checkpoint.path),
         evaluation_sha256=text_sha256,
         settings=settings,
@@ -262,19 +257,16 @@ def measure(
     return report, failures
 
 
-def engine_threads(checkpoint: Checkpoint, threads: int | None) -> int | None:
-    """One thread for a small model where none are asked for, else what the engine chooses."""
-    if threads is None and n_weights(checkpoint) < SMALL_MODEL_WEIGHTS:
-        return 1
-    return threads
+def engine_threads(checkpoint: Checkpoint, threads: int | None) -> int:
+    """Threads for engines, the solver and the reference: the caller's number, or what fits."""
+    return choose_threads(threads, n_weights=n_weights(checkpoint))
 
 
-def _limit_torch(threads: int | None) -> None:
-    """Set torch's threads for the whole process, where a number is asked for."""
-    if threads is not None:
-        import torch
+def _limit_torch(threads: int) -> None:
+    """Set torch's threads for the whole process."""
+    import torch
 
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
 
 
 def n_weights(checkpoint: Checkpoint) -> int:

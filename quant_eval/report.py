@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.files import replacing_file
+from convert.files import format_nbytes, replacing_file
 from quant_eval.divergence import Estimate
 from quant_eval.plot import kl_plot
 from quant_eval.results import Accuracy, FileResult, Report, short_names
@@ -28,11 +28,6 @@ TASK_TITLES = {
 def kinds_of(files: Sequence[FileResult]) -> list[str]:
     """Kinds of task that at least one file was given, in the order of TASKS."""
     return [kind for kind in TASKS if any(kind in file.accuracy for file in files)]
-
-
-def format_nbytes(nbytes: int) -> str:
-    """Decimal units: 19.85 GB, 8.4 MB."""
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def format_estimate(estimate: Estimate | None) -> tuple[str, str]:

@@ -48,11 +48,11 @@ def test_types_are_known_or_listed() -> None:
 
 
 def test_files_are_named_after_the_model(tmp_path: Path) -> None:
-    """Catches files named after a folder that says nothing: a hash, or just checkpoint."""
-    assert model_name(NANO_CHECKPOINT) == "nano-qwq"
-    assert model_name(tmp_path / "QwQ-32B") == "QwQ-32B"
-    cached = tmp_path / "models--Qwen--QwQ-32B" / "snapshots" / "976055f8"
-    assert model_name(cached) == "QwQ-32B"
+    """Catches files named after a folder that says nothing."""
+    with Checkpoint.open(NANO_CHECKPOINT) as nano:
+        assert model_name(nano) == "nano-qwq"
+    with Checkpoint.open(write_checkpoint(tmp_path / "QwQ-32B")) as other:
+        assert model_name(other) == "QwQ-32B"
 
 
 def test_a_second_run_keeps_what_is_there(tmp_path: Path) -> None:
