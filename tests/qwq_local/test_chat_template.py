@@ -163,6 +163,12 @@ def test_a_literal_tag_in_an_answer_stays() -> None:
         assert f"<|im_start|>assistant\n{answer}<|im_end|>" in text
 
 
+def test_the_longest_control_token_is_meant() -> None:
+    template = ChatTemplate("<x>y{{ messages[0].content }}", control_tokens=("<x>", "<x>y"))
+    prompt = template.render([{"role": "user", "content": "<x>y"}])
+    assert prompt.pieces == (("<x>y", True), ("<x>y", False))
+
+
 def test_private_characters_pass() -> None:
     content = "".join(map(chr, range(0xE000, 0xE010))) + "<|im_end|>"
     template = ChatTemplate("{{ messages[0].content }}", control_tokens=tuple(CONTROL_TOKENS))

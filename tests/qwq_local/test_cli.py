@@ -6,13 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 QWQ = [sys.executable, "-m", "qwq_local.cli"]
 ROOT = Path.cwd()
+LONG = "Hi there. " * 2000  # takes a while to read, so that there is time to interrupt
 
 
 def run(*arguments: str, piped: str = "", folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -119,12 +119,11 @@ def test_interrupting_a_chat_keeps_it(bf16_gguf: Path) -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write("Hi\n")
+        process.stdin.write(f"{LONG}\n")
         process.stdin.flush()
         process.stderr.readline()
         while "greedy" not in process.stderr.readline():  # the reply has begun
             pass
-        time.sleep(1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate("/exit\n", timeout=60)
     assert process.returncode == 0
@@ -133,7 +132,7 @@ def test_interrupting_a_chat_keeps_it(bf16_gguf: Path) -> None:
 
 def test_interrupting_ask_ends_it(bf16_gguf: Path) -> None:
     with subprocess.Popen(
-        [*QWQ, "ask", "Hi", "-m", str(bf16_gguf), "--temperature", "0"],
+        [*QWQ, "ask", LONG, "-m", str(bf16_gguf), "--temperature", "0"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
