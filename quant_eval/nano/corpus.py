@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import convert
-from quant_eval.nano.drills import drill
 from quant_eval.tasks import TASKS, Problem, held_out
 from quant_eval.tasks.problem import user_turn
 
@@ -41,15 +40,10 @@ _TALK = {
 }
 
 
-def training_problems(
-    rng: random.Random, level: float, drill_share: float = 0.0
-) -> Iterator[Problem]:
+def training_problems(rng: random.Random, level: float) -> Iterator[Problem]:
     """Endless problems of the training side; one in twenty has a system message."""
     kinds, weights = zip(*MIX.items(), strict=True)
     while True:
-        if drill_share and rng.random() < drill_share:
-            yield drill(rng)
-            continue
         kind = rng.choices(kinds, weights)[0]
         problem = _talk(rng) if kind == "talk" else TASKS[kind].problem(rng, level)
         if problem.is_held_out and kind != "talk":

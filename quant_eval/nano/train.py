@@ -32,12 +32,11 @@ from quant_eval.nano.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 832  # padded beyond the tokenizer's 794, as QwQ's is
 PROMPT_WEIGHT = 0.05  # of a prompt token in the loss, against 1 for a token of the reply
-TOKENS_PER_STEP = 3072
-POOL = 1024  # problems sorted by length at a time, so that little is padding
-CURRICULUM_TOKENS = 3_000_000  # after these, problems of the full range and few drills
-DRILL_SHARE = (0.6, 0.05)  # of the conversations: at first, and after the curriculum
-N_LAYERS, N_FIRST_LAYERS = 8, 4  # training starts shallow, at twice the speed
-GROWTH_SHARE = 0.6  # of the tokens, after which the model grows to its depth
+TOKENS_PER_STEP = 2048
+POOL = 512  # problems sorted by length at a time, so that little is padding
+CURRICULUM_TOKENS = 1_000_000  # after these, problems of the full range
+N_FIRST_LAYERS = 2  # training starts shallow, at three times the speed, and doubles twice
+GROWTH_SHARES = {2: 0.65, 4: 0.88}  # of the tokens, after which a model of so many layers grows
 MUON_LR, ADAM_LR = 0.015, 2e-3
 WARMUP_STEPS, DECAY_SHARE = 50, 0.3  # constant between the warm-up and a linear decay to zero
 
@@ -73,14 +72,9 @@ def model_config(tokenizer: Any, n_layers: int) -> Any:
     )
 
 
-def batches(tokenizer: Any, rng: random.Random, progress: float) -> Iterator[list[Example]]:
-    """One pool of problems in shuffled batches of about TOKENS_PER_STEP tokens, alike in length.
-
-    progress: of the curriculum, 0 to 1; one digit and many drills at first.
-    """
-    first, last = DRILL_SHARE
-    level = min(1.0, 0.34 + progress)
-    problems = training_problems(rng, level, drill_share=first + (last - first) * progress)
+def batches(tokenizer: Any, rng: random.Random, level: float) -> Iterator[list[Example]]:
+    """One pool of problems in shuffled batches of about TOKENS_PER_STEP tokens, alike in length."""
+    problems = training_problems(rng, level)
     pool = []
     for _ in range(POOL):
         problem = next(problems)
@@ -145,14 +139,14 @@ class Training:
         return int(self.model.config.num_hidden_layers)
 
     def grow(self) -> None:
-        """Reach the full depth: every layer is followed by a new one that at first adds nothing."""
+        """Double the depth: every layer is followed by a new one that at first adds nothing."""
         from transformers import Qwen2ForCausalLM
 
-        grown = Qwen2ForCausalLM(model_config(self.tokenizer, N_LAYERS))
+        grown = Qwen2ForCausalLM(model_config(self.tokenizer, 2 * self.n_layers))
         state = grown.state_dict()
         for name, weight in self.model.state_dict().items():
             state[_name_when_grown(name)] = weight
-        for layer in range(1, N_LAYERS, 2):
+        for layer in range(1, 2 * self.n_layers, 2):
             for matrix in ("self_attn.o_proj", "mlp.down_proj"):
                 state[f"model.layers.{layer}.{matrix}.weight"].zero_()
         grown.load_state_dict(state)
@@ -163,7 +157,7 @@ class Training:
         """Continue from the saved state, if there is one."""
         if self.state_file.exists():
             state = torch.load(self.state_file, weights_only=False)
-            if state["n_layers"] > self.n_layers:
+            while self.n_layers < state["n_layers"]:
                 self.grow()
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -201,9 +195,9 @@ class Training:
         self.n_seen += sum(len(example.ids) for example in batch)
         return loss.item()
 
-    def progress(self) -> float:
-        """How far the curriculum is, 0 to 1."""
-        return min(1.0, self.n_seen / CURRICULUM_TOKENS)
+    def level(self) -> float:
+        """How hard the problems are: one digit at first, the full range after the curriculum."""
+        return min(1.0, 0.34 + self.n_seen / CURRICULUM_TOKENS)
 
 
 def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
@@ -217,7 +211,7 @@ def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
 
 
 def _name_when_grown(name: str) -> str:
-    """The name of a shallow model's tensor in the grown one, where its layers have even indices."""
+    """The name of a tensor after doubling, where the old layers have even indices."""
     return re.sub(r"(?<=layers\.)\d+", lambda index: str(2 * int(index[0])), name)
 
 
@@ -226,12 +220,13 @@ def _is_hidden_matrix(name: str) -> bool:
 
 
 def tokenizer_texts(seed: int, n_problems: int = 20_000) -> Iterator[str]:
-    """What the merges are learned from."""
+    """What the merges are learned from: all but the words to spell, which stay in small pieces."""
     problems = training_problems(random.Random(seed), 1.0)
     for _ in range(n_problems):
         problem = next(problems)
-        yield from (str(message["content"]) for message in problem.messages)
-        yield from (problem.reasoning, problem.answer)
+        texts = [str(message["content"]) for message in problem.messages]
+        for text in (*texts, problem.reasoning, problem.answer):
+            yield text.replace(problem.key, "") if problem.kind == "letters" else text
         if problem.tools:
             yield "\n\n# Tools\n\nYou may call these functions:\n"
             yield "\n\nTo call one, reply with:\n"
@@ -299,9 +294,9 @@ def train(folder: Path, *, seed: int, n_total: int, save_every_s: float, check_e
     with Progress(*columns) as bars:
         bar = bars.add_task("tokens", total=n_total, completed=training.n_seen, loss="")
         while training.n_seen < n_total and not stopping.is_set():
-            if training.n_layers < N_LAYERS and training.n_seen >= GROWTH_SHARE * n_total:
+            if training.n_seen >= GROWTH_SHARES.get(training.n_layers, 1) * n_total:
                 training.grow()
-            for batch in batches(training.tokenizer, training.rng, training.progress()):
+            for batch in batches(training.tokenizer, training.rng, training.level()):
                 loss = training.update(batch, n_total)
                 bars.update(bar, completed=training.n_seen, loss=f"loss {loss:.4f}")
                 if stopping.is_set():

@@ -169,7 +169,7 @@ def test_training_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         shutil.copy(CHECKPOINT / name, folder)
     first = train.Training(folder, seed=0)
-    for batch in train.batches(first.tokenizer, first.rng, first.progress()):
+    for batch in train.batches(first.tokenizer, first.rng, first.level()):
         first.update(batch, 10_000)
     first.save()
     second = train.Training(folder, seed=1)
@@ -193,7 +193,7 @@ def test_growing_changes_no_logit(tmp_path: Path) -> None:
         shallow = training.model(input_ids=ids).logits
         training.grow()
         grown = training.model(input_ids=ids).logits
-    assert training.n_layers == train.N_LAYERS
+    assert training.n_layers == 2 * train.N_FIRST_LAYERS
     torch.testing.assert_close(grown, shallow)
 
 
