@@ -71,9 +71,9 @@ def step(number: int, title: str) -> Iterator[Step]:
 
 
 def compile_note(line: bytes) -> str | None:
-    """Return how far the compiler is, if a line of its output tells."""
+    """Return how far the compiler is, or pip before it starts, if a line of their output tells."""
     found = COMPILER_STEP.search(line)
-    return f"compiling {int(found[1])} of {int(found[2])}" if found else None
+    return f"compiling {int(found[1])} of {int(found[2])}" if found else pip_note(line)
 
 
 def pip_note(line: bytes) -> str | None:
