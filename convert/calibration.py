@@ -64,8 +64,9 @@ class TokenBatch:
 
 
 def load_conversations(path: Path | str) -> list[Conversation]:
-    """Read JSON Lines, one conversation a line, as docs/formats describe them.
+    """Read JSON Lines, one conversation a line.
 
+    Keys: messages (the prompt, in OpenAI's form), reasoning, answer; kind and tools where wanted.
     Raises QwqError naming the line that is no conversation, and where the file holds none.
     """
     path = Path(path)

@@ -171,6 +171,7 @@ def factor_inverse(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, fl
         flipped = hessian.flip(0, 1)
         flipped.diagonal().add_(damp * mean_diagonal)
         lower, failed_at = torch.linalg.cholesky_ex(flipped)
+        del flipped  # each of these matrices takes 3 GB for QwQ-32B: at most four live at a time
         if not int(failed_at):
             break
         if damp >= MAX_DAMP:
@@ -178,7 +179,7 @@ def factor_inverse(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, fl
                 f"its Hessian is indefinite even with damping {damp:g}; calibrate on more text"
             )
         damp = min(10 * damp, MAX_DAMP)
-    del flipped
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse.flip(0, 1).contiguous(), damp
+    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    inverse = torch.linalg.solve_triangular(lower, inverse, upper=False)
+    del lower
+    return inverse.flip(0, 1), damp

@@ -41,13 +41,9 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
         n_matrix += 4 * n_in**3 // 3 + n_out * n_in**2  # factor; lazy updates
         candidates = OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
         n_elementwise += n_out * n_in * (settings.column_chunk + candidates)
-    largest = max(n_in for n_in, _ in solves)
-    floats = (
-        n_weights
-        + n_tokens * hidden
-        + max(5 * largest**2, 4 * BATCH_TOKENS * inner)  # Hessian, its factors; activations
-        + 3 * max(n_in * n_out for n_in, n_out in solves)
-    )
+    # The Hessian with three more of its size, or the activations; the rows with two copies.
+    solving = max(4 * n_in**2 + 3 * n_in * n_out for n_in, n_out in solves)
+    floats = n_weights + n_tokens * hidden + max(solving, 4 * BATCH_TOKENS * inner)
     return GptqEstimate(
         float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), 4 * floats
     )
