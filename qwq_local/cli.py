@@ -206,6 +206,7 @@ for _name, _place in COMMANDS_ELSEWHERE.items():
 
 def main() -> None:
     """Run the program. Exit codes: 0, 1 error, 2 usage, 3 regression found, 130 interrupted."""
+    logging.getLogger("qwq_local").setLevel(logging.WARNING)
     try:
         code = typer.main.get_command(app).main(prog_name="qwq", standalone_mode=False)
     except QwqError as error:
@@ -226,7 +227,8 @@ def _open(
     from qwq_local.terminal import note
 
     if verbose:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("qwq_local").setLevel(logging.DEBUG)
     path = newest_model().path if model is None else Path(model)
     qwq = QwQ.open(path, context=context, threads=threads)
     if not quiet and qwq.path != Path(model or ""):

@@ -25,6 +25,8 @@ _F16_NBYTES = 2
 _CONTROL = 1 << 3  # llama_token_attr
 _UNUSED_OR_UNKNOWN = (1 << 0) | (1 << 1)
 
+_LLAMA_ERROR = 4  # ggml_log_level
+_BELOW_DEBUG = 5
 _llama_log = logging.getLogger("qwq_local.llama")
 _last_errors: deque[str] = deque(maxlen=3)
 
@@ -267,18 +269,21 @@ def _library() -> Any:
 
 @cache
 def _log_callback() -> Any:
-    """Forward llama.cpp's log; cached because llama.cpp keeps its address."""
+    """Forward llama.cpp's log, each level one lower; cached because llama.cpp keeps its address.
+
+    What it calls an error is one for us only where a call fails, and then the exception says it.
+    """
     from llama_cpp import llama_cpp as llama
 
-    levels = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+    levels = {2: logging.DEBUG, 3: logging.INFO, _LLAMA_ERROR: logging.WARNING}
 
     @llama.llama_log_callback  # type: ignore[untyped-decorator]
     def forward(level: int, text: bytes, _user_data: object) -> None:
         message = text.decode("utf-8", errors="replace").strip()
         if message:
-            if levels.get(level) == logging.ERROR:
+            if level == _LLAMA_ERROR:
                 _last_errors.append(message)
-            _llama_log.log(levels.get(level, logging.DEBUG), "%s", message)
+            _llama_log.log(levels.get(level, _BELOW_DEBUG), "%s", message)
 
     return forward
 
