@@ -22,6 +22,13 @@ from qwq_local.sampling import Sampling
 
 ARCHITECTURE = "qwen2"
 _F16_NBYTES = 2
+_LARGEST_SIZES = {
+    "context_length": 1 << 24,
+    "block_count": 512,  # llama.cpp aborts the process on more
+    "embedding_length": 1 << 20,
+    "attention.head_count": 1 << 16,
+    "attention.head_count_kv": 1 << 16,
+}
 _CONTROL = 1 << 3  # llama_token_attr
 _UNUSED_OR_UNKNOWN = (1 << 0) | (1 << 1)
 
@@ -233,17 +240,11 @@ def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
             "give a file made from QwQ or another Qwen2 model"
         )
     sizes = {}
-    for name in (
-        "context_length",
-        "block_count",
-        "embedding_length",
-        "attention.head_count",
-        "attention.head_count_kv",
-    ):
+    for name, largest in _LARGEST_SIZES.items():
         value = metadata.get(f"{ARCHITECTURE}.{name}")
-        if not isinstance(value, int) or not 1 <= value < 1 << 24:
+        if not isinstance(value, int) or not 1 <= value <= largest:
             raise GgufError(
-                f"{path}: {ARCHITECTURE}.{name} is {value!r} and must be a size; "
+                f"{path}: {ARCHITECTURE}.{name} is {value!r} and must be 1 to {largest:,}; "
                 "make the file again"
             )
         sizes[name] = value

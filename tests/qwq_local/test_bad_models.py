@@ -32,7 +32,7 @@ def test_what_is_no_gguf_is_refused(tmp_path: Path) -> None:
         (b"\x05\0\0\0\0\0\0\0qwen2", b"\x05\0\0\0\0\0\0\0llama", "architecture is 'llama'"),
         (b"tokenizer.chat_template", b"tokenizer.chat_templatX", "it has no chat template"),
         (b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenX", "it has no tokenizer"),
-        (b"qwen2.block_count", b"qwen2.block_counX", "qwen2.block_count is None"),
+        (b"qwen2.block_count", b"qwen2.block_counX", "qwen2.block_count is None and must be"),
         (b"blk.3.attn_q.weight", b"blk.3.attn_X.weight", "llama.cpp cannot load it .*attn_q"),
         (b"token_embd.weight", b"token_embX.weight", "llama.cpp cannot load it .*token_embd"),
     ],
@@ -45,6 +45,31 @@ def test_a_gguf_that_lacks_something_is_refused(
     assert old in data
     path = tmp_path / "odd.gguf"
     path.write_bytes(data.replace(old, new))
+    with pytest.raises(GgufError, match=error):
+        QwQ.open(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("block_count", 0, "block_count is 0 and must be 1 to 512; make"),
+        ("block_count", 100_000, "block_count is 100000 and must be 1 to 512; make"),
+        ("attention.head_count", 0, "head_count is 0 and must be"),
+        ("attention.head_count", 7, "llama.cpp cannot load it"),
+        ("embedding_length", 512, "llama.cpp cannot load it"),
+        ("context_length", 2**32 - 1, "context_length is 4294967295 and must be"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(
+    bf16_gguf: Path, tmp_path: Path, key: str, value: int, error: str
+) -> None:
+    """Would catch an abort in native code, which would take the test with it."""
+    data = bytearray(bf16_gguf.read_bytes())
+    name = f"qwen2.{key}".encode()
+    at = data.index(name) + len(name) + 4  # after the value's type
+    data[at : at + 4] = value.to_bytes(4, "little")
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(data)
     with pytest.raises(GgufError, match=error):
         QwQ.open(path)
 
