@@ -160,7 +160,7 @@ def make_environment(progress: Step) -> None:
         if found.stdout.strip() == str(sys.version_info[:2]):
             return
     progress.show(f"Python {sys.version.split()[0]}")
-    venv.create(VENV, clear=True, with_pip=True)
+    venv.create(VENV, clear=True, with_pip=True, symlinks=os.name != "nt")
 
 
 def install_llama(build: llama_wheel.Build, progress: Step) -> None:
