@@ -27,12 +27,14 @@ $(READY): pyproject.toml constraints.txt scripts/setup.py scripts/install.py scr
 	@touch $(READY)
 
 quantize: $(READY) ## quantize, check and evaluate a model (MODEL=, QUANT="Q4_K_M gptq-4bit", OUT=)
-	@set --; for type in $(QUANT); do set -- "$$@" --type "$$type"; done; \
-	$(BIN)/qwq quantize $${MODEL:+"$$MODEL"} "$$@" $${OUT:+--out "$$OUT"}
+	@model='$(MODEL)'; out='$(OUT)'; set --; \
+	for type in $(QUANT); do set -- "$$@" --type "$$type"; done; \
+	$(BIN)/qwq quantize $${model:+"$$model"} "$$@" $${out:+--out "$$out"}
 
 eval: $(READY) ## measure files that are there against MODEL (FILES="a.gguf b.gguf", OUT=)
-	@$(BIN)/qwq eval run $(FILES) --reference "$${MODEL:-quant_eval/nano/checkpoint}" \
-	$${OUT:+--out "$$OUT"}
+	@model='$(MODEL)'; out='$(OUT)'; \
+	$(BIN)/qwq eval run $(FILES) --reference "$${model:-quant_eval/nano/checkpoint}" \
+	$${out:+--out "$$out"}
 
 test: $(READY) ## run all tests (TESTS="tests/convert -k golden" for some)
 	@$(BIN)/python -m pytest $(TESTS)
