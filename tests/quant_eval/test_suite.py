@@ -173,11 +173,11 @@ def test_files_of_another_model_are_refused(exam: suite.Exam, tmp_path: Path) ->
         ({}, "has a vocabulary of 320 tokens"),
         ({"vocab_size": vocab_size}, "its tokenizer gives other ids"),
     ):
-        folder = write_checkpoint(tmp_path / reason, config=config)
-        with Checkpoint.open(folder) as checkpoint:
-            made = export_gguf(checkpoint, "Q8_0", tmp_path / f"{reason}.gguf")
+        path = tmp_path / f"{len(config)}.gguf"
+        with Checkpoint.open(write_checkpoint(tmp_path / str(len(config)), config=config)) as other:
+            export_gguf(other, "Q8_0", path)
         with pytest.raises(QwqError, match=reason):
-            suite.evaluate(made.path, exam, sha256="", threads=1, on_progress=no_progress)
+            suite.evaluate(path, exam, sha256="", threads=1, on_progress=no_progress)
 
 
 @pytest.mark.slow
