@@ -156,7 +156,11 @@ def quantize(
             pipeline.write(plan, manifest, threads=threads, force=force, on_progress=on_progress)
             pipeline.check(plan.outputs, manifest, threads=engine_threads, on_progress=on_progress)
         if no_eval:
-            _print_plan(_stdout(), plan, as_json=as_json)
+            if as_json:
+                _print_plan(_stdout(), plan, as_json=True)
+            else:
+                for planned in plan.outputs:
+                    typer.echo(planned.path)
             return
         settings = _settings(
             checkpoint,

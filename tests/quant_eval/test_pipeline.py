@@ -103,6 +103,7 @@ def test_a_dry_run_writes_nothing(
     assert not out.exists()
     assert [row["type"] for row in plan] == ["Q4_K_M", "gptq-4bit"]
     assert run(monkeypatch, "quantize", checkpoint, *options[:2], "-o", out, "--no-eval", "-q") == 0
+    assert capsys.readouterr().out.split() == [plan[0]["path"]]
     assert Path(plan[0]["path"]).stat().st_size == plan[0]["nbytes"]
     assert not (out / "report.json").exists()
 
