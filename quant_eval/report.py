@@ -65,8 +65,7 @@ def format_accuracy(accuracy: Accuracy | None) -> tuple[str, str]:
     """Solved problems and their standard error in percent; "" where absent."""
     if accuracy is None:
         return "", ""
-    error = accuracy.standard_error
-    return f"{100 * accuracy.share:.0f}", "" if error is None else f"±{100 * error:.0f}"
+    return f"{100 * accuracy.share:.0f}", f"±{100 * accuracy.standard_error:.0f}"
 
 
 def results_table(report: Report) -> "Table":

@@ -45,11 +45,15 @@ class Accuracy:
         return self.n_correct / self.n
 
     @property
-    def standard_error(self) -> float | None:
-        """Standard error of the share; one problem has none."""
-        if self.n < 2:
-            return None
-        return math.sqrt(self.share * (1 - self.share) / (self.n - 1))
+    def standard_error(self) -> float:
+        """Standard error of the share, two solved and two unsolved problems added.
+
+        So that none or all solved is not taken for certainty.
+        Source: Agresti and Coull 1998, "Approximate is better than exact".
+        """
+        n = self.n + 4
+        share = (self.n_correct + 2) / n
+        return math.sqrt(share * (1 - share) / n)
 
 
 @dataclass(frozen=True, slots=True)

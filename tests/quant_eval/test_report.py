@@ -14,6 +14,7 @@ from convert.errors import QwqError
 from quant_eval.divergence import Divergence, Estimate
 from quant_eval.plot import kl_plot
 from quant_eval.report import (
+    format_accuracy,
     format_estimate,
     format_percent,
     kinds_of,
@@ -163,6 +164,14 @@ def test_shares_are_percent() -> None:
     assert format_percent(Estimate(0.9999, 8e-6, 9)) == ("99.99", "±0.00")
     assert format_percent(Estimate(0.8, 0.017, 9)) == ("80.0", "±1.7")
     assert format_percent(None) == ("", "")
+
+
+def test_accuracy_is_never_certain() -> None:
+    """Catches an error of 0 where all or none of a few problems were solved."""
+    assert format_accuracy(Accuracy(16, 16, 0)) == ("100", "±7")
+    assert format_accuracy(Accuracy(16, 0, 0)) == ("0", "±7")
+    assert format_accuracy(Accuracy(96, 48, 0)) == ("50", "±5")
+    assert format_accuracy(None) == ("", "")
 
 
 def test_names_are_what_differs() -> None:
