@@ -296,9 +296,14 @@ def _evaluate(
 
 
 def _print_plan(console: "Console", plan: "Plan", *, as_json: bool) -> None:
-    """The outputs with their sizes, a row each."""
+    """The outputs with their sizes, a row each, and the disk."""
     from rich import box
     from rich.table import Table
+
+    from convert.files import format_nbytes, free_space
+
+    n_needed = sum(output.nbytes for output in plan.outputs if not output.kept)
+    n_free = free_space(plan.outputs[0].path.parent)
 
     if as_json:
         rows = [
@@ -311,7 +316,8 @@ def _print_plan(console: "Console", plan: "Plan", *, as_json: bool) -> None:
             }
             for output in plan.outputs
         ]
-        typer.echo(json.dumps({"outputs": rows}, indent=2, sort_keys=True))
+        document = {"outputs": rows, "disk_needed_nbytes": n_needed, "disk_free_nbytes": n_free}
+        typer.echo(json.dumps(document, indent=2, sort_keys=True))
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("type", "size MB", "bits/weight", "", "file"):
@@ -325,6 +331,7 @@ def _print_plan(console: "Console", plan: "Plan", *, as_json: bool) -> None:
             str(output.path),
         )
     console.print(table)
+    console.print(f"to write: {format_nbytes(n_needed)}; free: {format_nbytes(n_free)}")
 
 
 @contextmanager

@@ -99,7 +99,9 @@ def test_a_dry_run_writes_nothing(
     checkpoint, out = write_checkpoint(tmp_path / "tiny"), tmp_path / "out"
     options = ("--type", "Q4_K_M", "--type", "gptq-4bit", "-o", out)
     assert run(monkeypatch, "quantize", checkpoint, *options, "--dry-run", "--json") == 0
-    plan = json.loads(capsys.readouterr().out)["outputs"]
+    document = json.loads(capsys.readouterr().out)
+    plan = document["outputs"]
+    assert document["disk_needed_nbytes"] == sum(row["nbytes"] for row in plan)
     assert not out.exists()
     assert [row["type"] for row in plan] == ["Q4_K_M", "gptq-4bit"]
     assert run(monkeypatch, "quantize", checkpoint, *options[:2], "-o", out, "--no-eval", "-q") == 0
