@@ -1,4 +1,7 @@
-"""How many held-out problems the unquantized model solves, in batches through transformers."""
+"""How many held-out problems the unquantized model solves, in batches through transformers.
+
+`python -m quant_eval.nano.accuracy` prints the table of nano-qwq's card.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from typing import Any
 
 import torch
 
+from quant_eval.nano import CHECKPOINT
 from quant_eval.tasks import TASKS, Problem, grade, held_out
 
 MAX_NEW_TOKENS = 256
+N_PROBLEMS = 100  # of each kind, in the card's table
 
 
 def prompt_text(tokenizer: Any, problem: Problem) -> str:
@@ -70,3 +75,27 @@ def tool_calls(answer: str) -> list[dict[str, Any]]:
         if isinstance(call, dict) and isinstance(call.get("arguments"), dict) and "name" in call:
             calls.append(call)
     return calls
+
+
+def load_reference() -> tuple[Any, Any]:
+    """The bundled model in bfloat16 and its tokenizer."""
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+    return model, AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+def main() -> None:
+    """Print the share of solved problems by kind, as rows of a Markdown table."""
+    model, tokenizer = load_reference()
+    greedy, sampled = (
+        accuracy(model, tokenizer, n_problems=N_PROBLEMS, greedy=is_greedy)
+        for is_greedy in (True, False)
+    )
+    print("| kind | greedy | sampled |\n|---|---|---|")
+    for kind in TASKS:
+        print(f"| {kind} | {greedy[kind]:.2f} | {sampled[kind]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import convert
+from convert.calibration import Conversation
 from quant_eval.tasks import TASKS, Problem, held_out
 from quant_eval.tasks.problem import user_turn
 
@@ -60,15 +60,22 @@ def _talk(rng: random.Random) -> Problem:
     return Problem("talk", text, user_turn(text), "This is talk, not a problem.", answer, answer)
 
 
-def conversation(problem: Problem) -> dict[str, Any]:
-    """The record of a problem in a calibration or evaluation file (see convert.calibration)."""
-    record = {
-        "kind": problem.kind,
-        "messages": list(problem.messages),
-        "reasoning": problem.reasoning,
-        "answer": problem.answer,
-    }
-    return record | ({"tools": list(problem.tools)} if problem.tools else {})
+def conversation(problem: Problem) -> Conversation:
+    """The prompt of a problem with its worked reply."""
+    return Conversation(
+        kind=problem.kind,
+        messages=problem.messages,
+        reasoning=problem.reasoning,
+        answer=problem.answer,
+        tools=problem.tools,
+    )
+
+
+def _json_line(problem: Problem) -> str:
+    record = asdict(conversation(problem))
+    if problem.tools is None:
+        del record["tools"]
+    return json.dumps(record, ensure_ascii=False)
 
 
 def shipped_sets(
@@ -80,10 +87,7 @@ def shipped_sets(
         CALIBRATION: [next(training) for _ in range(n_calibration)],
         EVALUATION: [p for kind in TASKS for p in held_out(kind, n_evaluation_per_kind, seed=20)],
     }
-    return {
-        path: [json.dumps(conversation(problem), ensure_ascii=False) for problem in problems]
-        for path, problems in sets.items()
-    }
+    return {path: [_json_line(problem) for problem in problems] for path, problems in sets.items()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Train nano-qwq from scratch: `python -m quant_eval.nano.train --seed 0`.
 
-One to two hours per ten million tokens on two cores. The state is saved as it goes: the same
-command continues after an interruption. The checkpoint folder is written at every save, in
+About two hours on two cores. The state is saved as it goes, and on Ctrl-C: the same command
+continues. The checkpoint folder is written at every save, in
 bfloat16, as a QwQ checkpoint looks.
 """
 
@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional
 
+from convert.calibration import TokenizedConversation, tokenize_conversation
 from quant_eval.nano import CHECKPOINT
-from quant_eval.nano.accuracy import accuracy, prompt_text
-from quant_eval.nano.corpus import training_problems
+from quant_eval.nano.accuracy import accuracy
+from quant_eval.nano.corpus import conversation, training_problems
 from quant_eval.nano.muon import Muon
 from quant_eval.nano.tokenizer import train_tokenizer
 
-VOCAB_SIZE = 832  # padded beyond the tokenizer's 794, as QwQ's is
+VOCAB_SIZE = 832  # padded beyond the tokenizer's 690, as QwQ's is
 PROMPT_WEIGHT = 0.05  # of a prompt token in the loss, against 1 for a token of the reply
 TOKENS_PER_STEP = 1024
 POOL = 512  # problems sorted by length at a time, so that little is padding
@@ -41,14 +42,6 @@ GROWTH_SHARES = {2: 0.65, 4: 0.88}  # of the tokens, after which a model of so m
 RECENT_BIAS, N_RECENT_PAIRS = 4.0, 6  # how sharply heads begin by looking at recent tokens
 MUON_LR, ADAM_LR = 0.015, 2e-3
 WARMUP_STEPS, DECAY_SHARE = 50, 0.3  # constant between the warm-up and a linear decay to zero
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """The ids of a conversation; the first n_prompt are the prompt."""
-
-    ids: list[int]
-    n_prompt: int
 
 
 def model_config(tokenizer: Any, n_layers: int) -> Any:
@@ -74,17 +67,14 @@ def model_config(tokenizer: Any, n_layers: int) -> Any:
     )
 
 
-def batches(tokenizer: Any, rng: random.Random, level: float) -> Iterator[list[Example]]:
+def batches(
+    tokenizer: Any, rng: random.Random, level: float
+) -> Iterator[list[TokenizedConversation]]:
     """One pool of problems in shuffled batches of about TOKENS_PER_STEP tokens, alike in length."""
-    problems = training_problems(rng, level)
-    pool = []
-    for _ in range(POOL):
-        problem = next(problems)
-        prompt = tokenizer.encode(prompt_text(tokenizer, problem))
-        reply = f"{problem.reasoning}\n</think>\n\n{problem.answer}<|im_end|>\n"
-        pool.append(Example(prompt + tokenizer.encode(reply), len(prompt)))
+    problems = islice(training_problems(rng, level), POOL)
+    pool = [tokenize_conversation(conversation(problem), tokenizer) for problem in problems]
     pool.sort(key=lambda example: len(example.ids))
-    cut: list[list[Example]] = [[]]
+    cut: list[list[TokenizedConversation]] = [[]]
     for example in pool:
         if (len(cut[-1]) + 1) * len(example.ids) > TOKENS_PER_STEP:
             cut.append([])
@@ -93,7 +83,9 @@ def batches(tokenizer: Any, rng: random.Random, level: float) -> Iterator[list[E
     yield from cut
 
 
-def tensors(batch: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(
+    batch: Sequence[TokenizedConversation], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, weights) of a batch, both (n, longest); padding is on the right and weighs nothing."""
     longest = max(len(example.ids) for example in batch)
     ids = torch.full((len(batch), longest), pad_id)
@@ -184,7 +176,7 @@ class Training:
         partial.replace(self.state_file)
         write_checkpoint(self.model, self.folder)
 
-    def update(self, batch: Sequence[Example], n_total: int) -> float:
+    def update(self, batch: Sequence[TokenizedConversation], n_total: int) -> float:
         """One step on one batch; returns its loss."""
         factor = learning_rate_factor(self.step, self.n_seen, n_total)
         ids, weights = tensors(batch, self.tokenizer.pad_token_id)
