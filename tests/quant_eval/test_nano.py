@@ -196,11 +196,13 @@ def test_growing_changes_no_logit(tmp_path: Path) -> None:
 def test_nano_qwq_solves_what_its_card_says(model: Any, tokenizer: Any, greedy: bool) -> None:
     """Catches weights that were replaced by others than the card's.
 
-    The same problems and seed as the card; five in a hundred are left to rounding elsewhere.
+    The same problems and seed as the card. Rounding differs by machine and thread count and may
+    send a reply another way; three standard errors of a share of 100 leave that a chance of less
+    than 2 % over all kinds.
     """
     card = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", card, flags=re.MULTILINE)
     figures = {kind: float(figure if greedy else other) for kind, figure, other in rows}
     assert figures.keys() == TASKS.keys()
     scores = accuracy(model, tokenizer, n_problems=N_PROBLEMS, greedy=greedy)
-    assert {kind: score for kind, score in scores.items() if score < figures[kind] - 0.05} == {}
+    assert {kind: score for kind, score in scores.items() if score < figures[kind] - 0.15} == {}
