@@ -1,17 +1,13 @@
 """Rows of float32 -> blocks of a quant type, by libggml's own encoders in threads."""
 
-import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from convert.errors import QwqError
+from convert.libggml import libggml
 
 QuantType = GGMLQuantizationType
 Float32Array = npt.NDArray[np.float32]
@@ -61,7 +57,7 @@ def encode_rows(
         blocks[:] = rows.astype("<f4", copy=False).view(np.uint8)
         return blocks
     assert importance is not None or quant_type not in NEEDS_IMPORTANCE, quant_type
-    library = _libggml()
+    library = libggml()
     library.ggml_quantize_init(int(quant_type))
 
     def encode(start: int) -> None:
@@ -97,32 +93,3 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@cache
-def _libggml() -> ctypes.CDLL:
-    """The ggml library inside llama-cpp-python, found without importing that package."""
-    spec = find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        raise QwqError("llama-cpp-python: is not installed; run `make setup`")
-    folder = Path(spec.origin).parent / "lib"
-    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise QwqError(f"{folder}: holds no ggml-base library; install llama-cpp-python again")
-    library = ctypes.CDLL(str(path))
-    library.ggml_quantize_init.argtypes = [ctypes.c_int]
-    library.ggml_quantize_init.restype = None
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-    ]
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
-    library.ggml_validate_row_data.restype = ctypes.c_bool
-    return library
