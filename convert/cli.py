@@ -1,33 +1,15 @@
 """`qwq convert`: a checkpoint in, GGUF files or a GPTQ folder out."""
 
-import json
-import time
-from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
 import typer
 
-from convert.errors import UsageError
+from convert.gguf_cli import gguf_command
 from convert.gptq_cli import gptq_command
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from convert.checkpoint import Checkpoint
-    from convert.gguf_export import GgufResult
-    from convert.plan import FilePlan
 
 app = typer.Typer(
     help="Convert a Qwen2 checkpoint (QwQ-32B, Qwen2.5) to quantized files.",
     epilog="Start with `qwq convert gguf CHECKPOINT --dry-run`: it shows sizes and writes nothing.",
     add_completion=False,
     pretty_exceptions_enable=False,
-)
-
-SIZES = (
-    "F32, F16, BF16 (unquantized), Q8_0 (8.6 bits per weight), Q6_K (6.6), Q5_K_M (5.7), "
-    "Q4_K_M (4.9), Q4_K_S (4.6), Q3_K_M (3.9), Q2_K (3.0)"
 )
 
 
@@ -38,186 +20,9 @@ def start(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-@app.command(epilog="Example: qwq convert gguf models/QwQ-32B --type Q4_K_M --type Q8_0 -o out")
-def gguf(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Folder with config.json, tokenizer.json and *.safetensors.")
-    ],
-    *,
-    types: Annotated[
-        list[str] | None,
-        typer.Option("--type", help=f"{SIZES}. May be given several times.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            help="The file, for one type and a name ending in .gguf; else the folder, with files "
-            "named MODEL-TYPE.gguf (default: models/MODEL).",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Encoder threads (default: all cores).")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be written and stop.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors alone.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Show the plan tensor by tensor.")
-    ] = False,
-) -> None:
-    """Write GGUF files for llama.cpp and everything built on it.
-
-    The checkpoint is read once, whatever the number of types; there is no intermediate file.
-    A file gets its name when it is complete: after an error nothing half-written is left.
-    """
-    from rich.console import Console
-
-    from convert.checkpoint import Checkpoint
-    from convert.gguf_export import check_outputs
-
-    console = Console(stderr=True, quiet=quiet, highlight=False)
-    with Checkpoint.open(checkpoint) as opened:
-        plans = _plan(opened, types or ["Q4_K_M"], out)
-        if dry_run:
-            if as_json:
-                typer.echo(json.dumps(_plan_document(plans), indent=2))
-            else:
-                _show_plans(Console(highlight=False), plans, tensors=True)
-            return
-        check_outputs(plans, force=force)
-        _show_plans(console, plans, tensors=verbose)
-        start_s = time.monotonic()
-        results = _export(opened, plans, console, threads=threads, force=force)
-        elapsed_s = time.monotonic() - start_s
-    console.print(f"{len(results)} written in {elapsed_s:.1f} s, {checkpoint} read once")
-    if as_json:
-        document = {
-            "elapsed_s": round(elapsed_s, 3),
-            "files": [_result_document(result) for result in results],
-        }
-        typer.echo(json.dumps(document, indent=2))
-    else:
-        for result in results:
-            typer.echo(result.path)
-
-
+app.command(
+    "gguf", epilog="Example: qwq convert gguf models/QwQ-32B --type Q4_K_M --type Q8_0 -o out"
+)(gguf_command)
 app.command("gptq", epilog="Example: qwq convert gptq models/QwQ-32B -o models/QwQ-32B-gptq-4bit")(
     gptq_command
 )
-
-
-def _plan(checkpoint: "Checkpoint", types: list[str], out: Path | None) -> "list[FilePlan]":
-    from convert.plan import plan_file
-    from convert.recipe import find_recipe
-
-    recipes = [find_recipe(name) for name in types]
-    if len(set(recipes)) < len(recipes):
-        raise UsageError(f"--type {' '.join(types)}: a type is given twice; give each once")
-    name = checkpoint.name
-    folder = Path("models") / name if out is None else out
-    if folder.suffix == ".gguf":
-        if len(recipes) > 1:
-            raise UsageError(
-                f"{folder}: is one file for {len(recipes)} types; give a folder with -o"
-            )
-        return [plan_file(checkpoint, recipes[0], folder)]
-    return [
-        plan_file(checkpoint, recipe, folder / f"{name}-{recipe.name}.gguf") for recipe in recipes
-    ]
-
-
-def _export(
-    checkpoint: "Checkpoint",
-    plans: "list[FilePlan]",
-    console: "Console",
-    *,
-    threads: int | None,
-    force: bool,
-) -> "list[GgufResult]":
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-
-    from convert.gguf_export import export_planned
-
-    columns = (
-        BarColumn(None),
-        TaskProgressColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as progress:
-        task = progress.add_task("")
-
-        def show(n_done: int, n_weights: int) -> None:
-            progress.update(task, completed=n_done, total=n_weights)
-
-        return export_planned(checkpoint, plans, threads=threads, force=force, on_progress=show)
-
-
-def _show_plans(console: "Console", plans: "list[FilePlan]", *, tensors: bool) -> None:
-    from rich.table import Table
-
-    from convert.files import format_nbytes, free_space
-
-    for plan in plans:
-        if tensors:
-            table = Table("tensor", "shape", "type", "bytes", box=None)
-            for tensor in plan.tensors:
-                shape = " x ".join(map(str, tensor.shape))
-                table.add_row(tensor.gguf_name, shape, tensor.quant_type.name, f"{tensor.nbytes:,}")
-            console.print(table)
-        for tensor in plan.tensors:
-            if tensor.note:
-                console.print(f"{tensor.gguf_name}: {tensor.quant_type.name}, since {tensor.note}")
-    table = Table("type", "size", "bits per weight", "tensors", "file", box=None)
-    for column in table.columns:
-        column.overflow = "fold"
-    for plan in plans:
-        counts = Counter(tensor.quant_type.name for tensor in plan.tensors)
-        mix = ", ".join(f"{n} {name}" for name, n in counts.most_common())
-        size, bits = format_nbytes(plan.nbytes), f"{plan.bits_per_weight:.2f}"
-        table.add_row(plan.recipe.name, size, bits, mix, str(plan.path))
-    console.print(table)
-    needed, free = sum(plan.nbytes for plan in plans), free_space(plans[0].path.parent)
-    console.print(f"disk: {format_nbytes(needed)} needed, {format_nbytes(free)} free")
-
-
-def _plan_document(plans: "list[FilePlan]") -> dict[str, object]:
-    return {
-        "files": [
-            {
-                "path": str(plan.path),
-                "type": plan.recipe.name,
-                "nbytes": plan.nbytes,
-                "n_weights": plan.n_weights,
-                "bits_per_weight": round(plan.bits_per_weight, 4),
-                "tensors": [
-                    {
-                        "name": tensor.gguf_name,
-                        "shape": tensor.shape,
-                        "type": tensor.quant_type.name,
-                        "nbytes": tensor.nbytes,
-                        "note": tensor.note,
-                    }
-                    for tensor in plan.tensors
-                ],
-            }
-            for plan in plans
-        ]
-    }
-
-
-def _result_document(result: "GgufResult") -> dict[str, object]:
-    return {
-        "path": str(result.path),
-        "type": result.recipe_name,
-        "nbytes": result.nbytes,
-        "n_weights": result.n_weights,
-        "bits_per_weight": round(result.bits_per_weight, 4),
-    }
