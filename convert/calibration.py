@@ -39,6 +39,20 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainText:
+    """Text that the model reads as it is, without a template."""
+
+    text: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+Passage = Conversation | PlainText
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizedConversation:
     """Prompt and reply as token ids.
 
@@ -64,27 +78,36 @@ class TokenBatch:
 
 
 def load_conversations(path: Path | str) -> list[Conversation]:
-    """Read JSON Lines, one conversation a line.
+    """Read JSON Lines, one conversation a line; see parse_conversation() for what a line holds.
 
-    Keys: messages (the prompt, in OpenAI's form), reasoning, answer; kind and tools where wanted.
     Raises QwqError naming the line that is no conversation, and where the file holds none.
     """
     path = Path(path)
-    if not path.is_file():
-        raise QwqError(f"{path}: no such file; give JSON Lines with one conversation a line")
-    conversations = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                conversations.append(_parse_conversation(line, f"{path}:{number}"))
+    conversations = [parse_conversation(record, where) for record, where in read_json_lines(path)]
     if not conversations:
         raise QwqError(f"{path}: holds no conversation; give at least one line")
     return conversations
 
 
-def set_digest(conversations: Iterable[Conversation]) -> str:
-    """SHA-256 of a set of conversations in their order, whatever file they came from."""
-    digests = "\n".join(conversation.digest for conversation in conversations)
+def read_json_lines(path: Path) -> Iterator[tuple[object, str]]:
+    """The values of a JSON Lines file, each with its file and line for messages."""
+    if not path.is_file():
+        raise QwqError(f"{path}: no such file; give JSON Lines with one conversation a line")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                try:
+                    yield json.loads(line), where
+                except (ValueError, RecursionError) as error:
+                    raise QwqError(
+                        f"{where}: no valid JSON ({error}); mend or remove the line"
+                    ) from error
+
+
+def set_digest(passages: Iterable[Passage]) -> str:
+    """SHA-256 of a set of passages in their order, whatever file they came from."""
+    digests = "\n".join(passage.digest for passage in passages)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
@@ -181,18 +204,28 @@ def _pad(sequences: Sequence[Sequence[int]]) -> TokenBatch:
     return TokenBatch(ids, is_token)
 
 
-def _parse_conversation(line: str, source: str) -> Conversation:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise QwqError(f"{source}: no valid JSON ({error}); mend or remove the line") from error
+def parse_conversation(record: object, source: str) -> Conversation:
+    """A conversation from its JSON: messages (the prompt, in OpenAI's form), reasoning, answer.
+
+    kind and tools may be there too. Without reasoning and answer the last message is the reply, the
+    thought in its reasoning_content or before `</think>` in its content.
+    Raises QwqError, naming the source, for anything else.
+    """
     match record:
         case {"messages": [_, *_] as messages, "reasoning": str(reasoning), "answer": str(answer)}:
             pass
+        case {"messages": [*messages, {"role": "assistant", "content": str(content)} as last]} if (
+            messages
+        ):
+            thought, closing, after = content.rpartition(THINK_CLOSING.strip())
+            answer = (after if closing else content).lstrip("\n")
+            reasoning = str(last.get("reasoning_content") or thought)
+            reasoning = reasoning.removeprefix(THINK_OPENING.strip()).strip("\n")
         case _:
             raise QwqError(
                 f"{source}: lacks messages, reasoning or answer; mend or remove the line"
             )
+    assert isinstance(record, dict)
     tools = record.get("tools")
     if not all(isinstance(message, dict) and "role" in message for message in messages):
         raise QwqError(f"{source}: a message has no role; mend or remove the line")

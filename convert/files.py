@@ -59,7 +59,7 @@ def replacing_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """
     refuse_existing(path, force=force)
     partial = partial_path(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
@@ -70,7 +70,7 @@ def replacing_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -82,21 +82,26 @@ def replacing_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     refuse_existing(path, force=force)
     partial = partial_path(path)
-    with _disk_errors(path):
-        _remove(partial)
+    with disk_errors(path):
+        remove(partial)
         partial.mkdir(parents=True)
         try:
             yield partial
-            for file_path in sorted(partial.rglob("*")):
-                if file_path.is_file():
-                    _sync_file(file_path)
-            _sync_folder(partial)
-            _remove(path)
-            partial.replace(path)
+            finish_folder(partial, path)
         except BaseException:
-            _remove(partial)
+            remove(partial)
             raise
-        _sync_folder(path.parent)
+
+
+def finish_folder(partial: Path, path: Path) -> None:
+    """Give a folder its final name once all its files are on the disk."""
+    for file_path in sorted(partial.rglob("*")):
+        if file_path.is_file():
+            sync_file(file_path)
+    sync_folder(partial)
+    remove(path)
+    partial.replace(path)
+    sync_folder(path.parent)
 
 
 def sha256_of(path: Path) -> str:
@@ -105,7 +110,8 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk and a place that cannot be written into QwqErrors about `path`."""
     try:
         yield
     except OSError as error:
@@ -121,12 +127,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Return when the file's bytes are on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make a rename in the folder durable, where the system lets a folder be opened for that."""
     if os.name != "posix":
         return
@@ -137,7 +144,8 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, where there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

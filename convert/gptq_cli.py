@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convert.calibration import Conversation
     from convert.checkpoint import Checkpoint
     from convert.gptq import GptqSettings
     from convert.gptq_export import GptqPlan, GptqResult
@@ -42,8 +40,8 @@ def gptq_command(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Conversations as JSON Lines, each with messages, reasoning and answer "
-            "(default: the built-in set).",
+            help="JSON Lines, Parquet or plain text to calibrate on (default: the built-in "
+            "conversations).",
             show_default=False,
         ),
     ] = None,
@@ -68,6 +66,7 @@ def gptq_command(
     from convert.files import check_disk_space, refuse_existing
     from convert.gptq import GptqSettings
     from convert.gptq_export import export_gptq, plan_gptq
+    from convert.passages import built_in_passages, load_passages
 
     settings = GptqSettings(bits=bits, group_size=group_size)
     console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -77,7 +76,7 @@ def gptq_command(
         if not dry_run:
             refuse_existing(target, force=force)
             check_disk_space(target, plan.nbytes)
-        conversations = _load(calibration)
+        passages = load_passages(calibration) if calibration else built_in_passages()
         if dry_run and as_json:
             typer.echo(json.dumps(_plan_document(plan, target), indent=2))
             return
@@ -91,7 +90,7 @@ def gptq_command(
                 opened,
                 target,
                 settings=settings,
-                calibration=conversations,
+                calibration=passages,
                 n_tokens=tokens,
                 force=force,
                 on_progress=on_progress,
@@ -106,15 +105,6 @@ def gptq_command(
     typer.echo(
         json.dumps(_result_document(result, elapsed_s), indent=2) if as_json else result.path
     )
-
-
-def _load(calibration: Path | None) -> list[Conversation]:
-    from convert.calibration import load_conversations
-
-    if calibration is not None:
-        return load_conversations(calibration)
-    with as_file(files("convert") / "data" / "calibration.jsonl") as path:
-        return load_conversations(path)
 
 
 @contextmanager
@@ -150,21 +140,15 @@ def _show_plan(
 
 def _about(checkpoint: Checkpoint, settings: GptqSettings, n_tokens: int) -> str:
     """Time and memory that the work will take, in words."""
+    from convert.estimate import estimate_gptq, estimated_seconds, format_duration
     from convert.files import format_nbytes
-    from convert.gptq_estimate import estimate_gptq, estimated_seconds
 
     estimate = estimate_gptq(checkpoint.model, settings, n_tokens)
+    duration = format_duration(estimated_seconds(estimate))
     return (
-        f"{n_tokens:,} calibration tokens: about {_duration(estimated_seconds(estimate))} on this "
-        f"machine as it is now, {format_nbytes(estimate.peak_nbytes)} of memory beside torch's own"
+        f"{n_tokens:,} calibration tokens: about {duration} on this machine as it is now, "
+        f"{format_nbytes(estimate.peak_nbytes)} of memory beside torch's own"
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit_s, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit_s:
-            return f"{seconds / unit_s:.0f} {name}"
-    return f"{max(seconds, 1):.0f} s"
 
 
 def _plan_document(plan: GptqPlan, target: Path) -> dict[str, object]:

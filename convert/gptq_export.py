@@ -20,16 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.calibration import (
-    Conversation,
+    Passage,
     TokenBatch,
-    load_tokenizer,
     set_digest,
-    take_tokens,
-    token_batches,
-    tokenize_conversation,
 )
 from convert.checkpoint import Checkpoint
-from convert.errors import CheckpointError, NumericalError
+from convert.errors import NumericalError
 from convert.files import check_disk_space, refuse_existing, replacing_folder
 from convert.gptq import GptqSettings, dequantize, quantize_matrix
 from convert.gptq_format import packed_arrays, packed_tensors, quantization_config
@@ -42,6 +38,7 @@ from convert.layer_stream import (
     n_tokens_of,
     threads_for,
 )
+from convert.passages import calibration_batches
 from convert.qwen2 import TensorSpec, tensor_specs
 from convert.safetensors_writer import OutputTensor, split_into_shards, write_shards
 
@@ -49,8 +46,6 @@ if TYPE_CHECKING:
     import torch
     from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-MAX_SEQUENCE_LENGTH = 2048
-BATCH_TOKENS = 2048
 DEFAULT_N_TOKENS = 16_384
 COPY_ROWS = 8192  # of an unquantized matrix at a time
 COPIED_FILES = (
@@ -121,32 +116,12 @@ def is_quantized(spec: TensorSpec) -> bool:
     return spec.layer_index is not None and len(spec.shape) == 2
 
 
-def calibration_batches(
-    checkpoint: Checkpoint,
-    conversations: Sequence[Conversation],
-    *,
-    n_tokens: int | None = DEFAULT_N_TOKENS,
-    batch_tokens: int = BATCH_TOKENS,
-) -> list[TokenBatch]:
-    """The first conversations that hold n_tokens, rendered by the checkpoint's own template."""
-    tokenizer = load_tokenizer(checkpoint.path)
-    sequences = (tokenize_conversation(one, tokenizer).ids for one in conversations)
-    taken = list(take_tokens(sequences, n_tokens, max_length=MAX_SEQUENCE_LENGTH))
-    highest = max((max(ids) for ids in taken), default=0)
-    if highest >= checkpoint.model.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.path}: its tokenizer gives id {highest} and vocab_size is "
-            f"{checkpoint.model.vocab_size}; use the tokenizer of this checkpoint"
-        )
-    return token_batches(taken, batch_tokens=batch_tokens)
-
-
 def export_gptq(
     checkpoint: Checkpoint,
     out_folder: Path,
     *,
     settings: GptqSettings,
-    calibration: Sequence[Conversation],
+    calibration: Sequence[Passage],
     n_tokens: int | None = DEFAULT_N_TOKENS,
     force: bool = False,
     on_progress: Progress | None = None,
@@ -203,7 +178,7 @@ class _Run:
 
     def chunks(self) -> Iterator[Chunk]:
         """All output tensors in the plan's order."""
-        hidden = self._stream.embed(self.batches)
+        hidden = list(self._stream.embed(self.batches))
         yield from self._copied("model.embed_tokens.weight")
         for index in range(self.checkpoint.model.n_layers):
             layer = self._stream.load_layer(index)

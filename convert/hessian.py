@@ -1,4 +1,7 @@
-"""The Hessian of a linear's squared output error: second moments of its inputs."""
+"""Statistics of a linear's inputs: their importance, and the Hessian of its squared output error.
+
+The importance is the mean square of each input column; twice that is the Hessian's diagonal.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from convert.errors import NumericalError
 
 if TYPE_CHECKING:
     import torch
+
+BROKEN_INPUTS = "its inputs hold NaN or Inf; the weights before it are damaged"
 
 
 def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor, n_seen: int) -> int:
@@ -20,9 +25,55 @@ def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor, n_seen: int)
     """
     assert inputs.ndim == 2, inputs.shape
     if not inputs.isfinite().all():
-        raise NumericalError("its inputs hold NaN or Inf; the weights before it are damaged")
+        raise NumericalError(BROKEN_INPUTS)
     n_total = n_seen + len(inputs)
     if n_total > n_seen:
         inputs = inputs.to(hessian.dtype)
         hessian.addmm_(inputs.T, inputs, beta=n_seen / n_total, alpha=2 / n_total)
     return n_total
+
+
+class InputStatistics:
+    """What one pass keeps of the inputs of a linear: always sums of squares; Hessian if wanted.
+
+    Inputs marked held out count for the importance, stay out of the Hessian and are kept whole, to
+    judge by what the Hessian has not seen.
+    """
+
+    def __init__(self, n_in: int, *, with_hessian: bool, device: torch.device) -> None:
+        import torch
+
+        self.n_tokens = 0
+        self.n_fitted = 0
+        self._sum_squares = torch.zeros(n_in, dtype=torch.float64)
+        self._held_out: list[torch.Tensor] = []
+        self._hessian = (
+            torch.zeros(n_in, n_in, dtype=torch.float32, device=device) if with_hessian else None
+        )
+
+    def add(self, inputs: torch.Tensor, *, held_out: bool, fitted: bool) -> None:
+        """Fold a batch in; inputs: (n_tokens, n_in)."""
+        import torch
+
+        sums = inputs.to(torch.float32).square().sum(dim=0).cpu().double()
+        if not bool(sums.isfinite().all()):
+            raise NumericalError(BROKEN_INPUTS)
+        self._sum_squares += sums
+        self.n_tokens += len(inputs)
+        if self._hessian is None:
+            return
+        if held_out:
+            self._held_out.append(inputs.to("cpu", torch.float32))
+        elif fitted:
+            self.n_fitted = accumulate_hessian(self._hessian, inputs, self.n_fitted)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """importance (n_in,), and with a Hessian: hessian (n_in, n_in), held_out (n, n_in)."""
+        import torch
+
+        kept = {"importance": (self._sum_squares / max(self.n_tokens, 1)).float()}
+        if self._hessian is not None:
+            n_in = len(self._sum_squares)
+            kept["hessian"] = self._hessian.cpu()
+            kept["held_out"] = torch.cat([torch.empty(0, n_in), *self._held_out])
+        return kept

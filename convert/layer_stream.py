@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convert.calibration import TokenBatch
 from convert.checkpoint import Checkpoint
+from convert.errors import UsageError
 from convert.qwen2 import Qwen2Config, tensor_specs
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ HALVES = (
     Half("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj"), "o_proj"),
     Half("post_attention_layernorm", "mlp", ("gate_proj", "up_proj"), "down_proj"),
 )
+
+INPUT_SITES = {
+    f"{half.body}.{names[0]}": tuple(f"{half.body}.{name}" for name in names)
+    for half in HALVES
+    for names in (half.first, (half.last,))
+}
+"""Where a layer's linears take their inputs: the first linear that reads them, and all that do."""
 
 
 class LayerStream:
@@ -75,24 +84,35 @@ class LayerStream:
         layer.eval().requires_grad_(False)
         return layer.to(self.device)
 
-    def embed(self, batches: Sequence[TokenBatch]) -> list[torch.Tensor]:
+    def layers(self, start: int = 0) -> Iterator[tuple[int, Qwen2DecoderLayer]]:
+        """Each layer from `start` on with its index; the next is read while the caller computes."""
+        n_layers = self.checkpoint.model.n_layers
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(self.load_layer, i) for i in range(start, n_layers)[:1]]
+            for index in range(start, n_layers):
+                layer = coming.pop().result()
+                if index + 1 < n_layers:
+                    coming.append(reader.submit(self.load_layer, index + 1))
+                yield index, layer
+
+    def embed(self, batches: Sequence[TokenBatch]) -> Iterator[torch.Tensor]:
         """Hidden states before the first layer: (n_sequences, n_positions, hidden_size) a batch.
 
         Reads the embedding matrix once, in slices, and keeps only the rows that occur.
         """
         import torch
 
-        name, hidden_size = "model.embed_tokens.weight", self.checkpoint.model.hidden_size
-        hidden = [torch.zeros(*batch.ids.shape, hidden_size) for batch in batches]
+        name = "model.embed_tokens.weight"
+        occurring = torch.unique(torch.cat([batch.ids.flatten() for batch in batches]))
+        table = torch.empty(len(occurring), self.checkpoint.model.hidden_size)
         for start in range(0, self.checkpoint.model.vocab_size, EMBEDDING_ROWS):
             stop = min(start + EMBEDDING_ROWS, self.checkpoint.model.vocab_size)
-            places = [(batch.ids >= start) & (batch.ids < stop) for batch in batches]
-            if not any(bool(place.any()) for place in places):
-                continue
-            rows = torch.from_numpy(self.checkpoint.rows(name, start, stop))
-            for batch, states, place in zip(batches, hidden, places, strict=True):
-                states[place] = rows[batch.ids[place] - start]
-        return [states.to(self.device) for states in hidden]
+            here = (occurring >= start) & (occurring < stop)
+            if bool(here.any()):
+                rows = torch.from_numpy(self.checkpoint.rows(name, start, stop))
+                table[here] = rows[occurring[here] - start]
+        for batch in batches:
+            yield table[torch.searchsorted(occurring, batch.ids)].to(self.device)
 
     def positions(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of the rotary embedding, (1, n_positions, head_dim) each."""
@@ -124,14 +144,27 @@ class LayerStream:
 
         n_layers = self.checkpoint.model.n_layers
         with torch.inference_mode(), threads_for(self.checkpoint.model):
-            hidden = self.embed(batches)
-            for index in range(n_layers):
-                layer = self.load_layer(index)
+            hidden = list(self.embed(batches))
+            for index, layer in self.layers():
                 for i, states in enumerate(hidden):
                     hidden[i] = layer(states, position_embeddings=self.positions(states))
                 if on_progress is not None:
                     on_progress(index + 1, n_layers)
         return hidden
+
+
+def find_device(wanted: str | None) -> str:
+    """The device that was asked for, or the best there is; raises UsageError where it is absent."""
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present["cpu"] = True
+    usable = [name for name, is_there in present.items() if is_there]
+    if wanted is None:
+        return usable[0]
+    if wanted.partition(":")[0] not in usable:
+        raise UsageError(f"--device {wanted}: is not here; give one of {', '.join(usable)}")
+    return wanted
 
 
 @contextmanager

@@ -33,6 +33,11 @@ COMMANDS_ELSEWHERE = {
         "quantize_app",
         "Quantize a checkpoint, check the files and show what it cost.",
     ),
+    "calibrate": Elsewhere(
+        "convert.calibrate_cli",
+        "app",
+        "Measure what a checkpoint's linears read: imatrix, Hessians.",
+    ),
     "convert": Elsewhere("convert.cli", "app", "Convert a checkpoint to GGUF or GPTQ files."),
     "eval": Elsewhere("quant_eval.cli", "app", "Measure what quantizing did to a model."),
 }

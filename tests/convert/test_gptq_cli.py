@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from convert.cli import app
 from convert.errors import OutputExistsError, QwqError, UsageError
 from convert.gptq import GptqSettings
-from convert.gptq_estimate import estimate_gptq
+from convert.estimate import estimate_gptq
 from convert.qwen2 import parse_config
 from tests.synthetic import CONFIG
 

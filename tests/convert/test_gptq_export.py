@@ -17,9 +17,10 @@ from convert.calibration import Conversation
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, DiskFullError, NumericalError, OutputExistsError
 from convert.gptq import GptqSettings, dequantize, quantize_matrix
-from convert.gptq_export import GptqResult, calibration_batches, export_gptq, plan_gptq
+from convert.gptq_export import GptqResult, export_gptq, plan_gptq
 from convert.gptq_format import unpack
 from convert.hessian import accumulate_hessian
+from convert.passages import calibration_batches
 from tests.synthetic import Array, write_checkpoint
 
 N_LAYERS = 2
@@ -113,7 +114,7 @@ def test_weights_equal_a_slow_sequence(source: Path, exported: GptqResult) -> No
 
     model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
     with Checkpoint.open(source) as checkpoint:
-        batches = calibration_batches(checkpoint, conversations(), batch_tokens=1)
+        batches = calibration_batches(checkpoint, conversations(), n_tokens=16_384, batch_tokens=1)
     ours = dict(unpacked(exported.path))
     groups = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
     with torch.no_grad():

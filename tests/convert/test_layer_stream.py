@@ -53,7 +53,7 @@ def test_two_halves_are_a_layer(folder: Path) -> None:
     batches = token_batches(SEQUENCES, batch_tokens=1000)
     with Checkpoint.open(folder) as checkpoint:
         stream = LayerStream(checkpoint)
-        layer = stream.load_layer(1)
+        ((_, layer),) = stream.layers(start=2)
         (states,) = stream.embed(batches)
     expected = layer(states, position_embeddings=stream.positions(states))
     for half in HALVES:

@@ -1,4 +1,4 @@
-"""What a GPTQ run will take: operations counted, the machine's speed measured."""
+"""What calibrating or a GPTQ run will take: operations counted, the machine's speed measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convert.gptq import GptqSettings
-from convert.gptq_export import BATCH_TOKENS
+from convert.passages import BATCH_TOKENS
 from convert.qwen2 import Qwen2Config
 
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
@@ -15,7 +15,7 @@ OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale trie
 
 
 @dataclass(frozen=True, slots=True)
-class GptqEstimate:
+class Estimate:
     """Floating-point operations in matrix products and one by one, and the peak of memory."""
 
     n_matrix: float
@@ -23,16 +23,10 @@ class GptqEstimate:
     peak_nbytes: int
 
 
-def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> GptqEstimate:
+def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> Estimate:
     """Count the work of export_gptq() on n_tokens calibration tokens."""
     hidden, inner = model.hidden_size, model.intermediate_size
-    q_size, kv_size = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
-    solves = (  # (n_in, n_out) of linears that share their inputs
-        (hidden, q_size + 2 * kv_size),
-        (q_size, hidden),
-        (hidden, 2 * inner),
-        (inner, hidden),
-    )
+    solves = sites(model)
     n_weights = sum(n_in * n_out for n_in, n_out in solves)
     n_matrix = PASSES * 2 * n_tokens * n_weights
     n_elementwise = 0
@@ -44,12 +38,37 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
     # The Hessian with three more of its size, or the activations; the rows with two copies.
     solving = max(4 * n_in**2 + 3 * n_in * n_out for n_in, n_out in solves)
     floats = n_weights + n_tokens * hidden + max(solving, 4 * BATCH_TOKENS * inner)
-    return GptqEstimate(
+    return Estimate(
         float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), 4 * floats
     )
 
 
-def estimated_seconds(estimate: GptqEstimate) -> float:
+def estimate_calibration(
+    model: Qwen2Config, *, n_tokens: int, n_fitted: int, n_held_out: int
+) -> Estimate:
+    """Count the work of calibrate(): one pass over n_tokens, Hessians of n_fitted of them."""
+    n_weights = sum(n_in * n_out for n_in, n_out in sites(model))
+    n_matrix = 2 * n_tokens * n_weights
+    floats = 2 * n_weights + 4 * BATCH_TOKENS * model.intermediate_size  # and the next layer
+    if n_fitted:
+        n_matrix += sum(2 * n_fitted * n_in**2 for n_in, _ in sites(model))
+        floats += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
+    return Estimate(float(model.n_layers * n_matrix), 0.0, 4 * floats)
+
+
+def sites(model: Qwen2Config) -> tuple[tuple[int, int], ...]:
+    """(n_in, n_out) of a layer's linears, those that share their inputs taken together."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    q_size, kv_size = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    return (
+        (hidden, q_size + 2 * kv_size),
+        (q_size, hidden),
+        (hidden, 2 * inner),
+        (inner, hidden),
+    )
+
+
+def estimated_seconds(estimate: Estimate) -> float:
     """The time on this machine as it is now, from a fraction of a second of either kind of work."""
     import torch
 
@@ -67,3 +86,11 @@ def _fastest(work: Callable[[], object]) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def format_duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit_s, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {name}"
+    return f"{max(seconds, 1):.0f} s"

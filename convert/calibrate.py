@@ -1,0 +1,342 @@
+"""One pass over the checkpoint's layers that keeps the statistics of every linear's inputs.
+
+A calibration is a folder: `imatrix.gguf` and `imatrix.dat` for llama.cpp, `calibration.json`, and
+where Hessians were asked for, `layer-NNN.safetensors` with a layer's statistics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convert.calibration import Passage, TokenBatch, set_digest, token_batches
+from convert.checkpoint import Checkpoint, Float32Array, read_json_object
+from convert.errors import NumericalError, QwqError, UsageError
+from convert.estimate import Estimate, estimate_calibration, sites
+from convert.files import check_disk_space, refuse_existing, replacing_file
+from convert.fingerprint import fingerprint
+from convert.hessian import InputStatistics
+from convert.imatrix import write_imatrix
+from convert.layer_stream import INPUT_SITES, LayerStream, capturing_input, n_tokens_of, threads_for
+from convert.layer_work import LayerWork, layer_work, read_states, write_states
+from convert.passages import BATCH_TOKENS, MAX_SEQUENCE_LENGTH, calibration_sequences
+from convert.qwen2 import Qwen2Config, tensor_specs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+DESCRIPTION = "calibration.json"
+IMATRIX_NAMES = ("imatrix.gguf", "imatrix.dat")
+HELD_OUT_EVERY = 8
+"""Of the sequences that Hessians are made of, every eighth is held out to judge them by."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """What to keep, and of how much text.
+
+    n_tokens: None takes all text. n_hessian_tokens: the first of them, for whole Hessians.
+    batch_tokens: computed at once; it changes speed and memory alone.
+    """
+
+    n_tokens: int | None = None
+    hessians: bool = False
+    n_hessian_tokens: int = 16_384
+    batch_tokens: int = BATCH_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A finished calibration folder.
+
+    n_tokens: in the importance. n_fitted, n_held_out: in the Hessians and beside them, 0 without.
+    """
+
+    path: Path
+    checkpoint_sha256: str
+    calibration_sha256: str
+    n_layers: int
+    n_tokens: int
+    n_fitted: int
+    n_held_out: int
+
+    def layer(self, index: int) -> dict[str, dict[str, torch.Tensor]]:
+        """By input site: importance (n_in,), hessian (n_in, n_in), held_out (n_tokens, n_in)."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = _layer_path(self.path, index)
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise QwqError(
+                f"{path}: cannot be read ({error}); run `qwq calibrate --hessians` again"
+            ) from error
+        return {
+            site: {
+                name.removeprefix(f"{site}."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(f"{site}.")
+            }
+            for site in INPUT_SITES
+        }
+
+
+def open_calibration(path: Path, checkpoint: Checkpoint) -> Calibration:
+    """Read a calibration folder; raises QwqError where it is none or of another checkpoint."""
+    if not (path / DESCRIPTION).is_file():
+        raise QwqError(f"{path}: holds no {DESCRIPTION}; make it with `qwq calibrate`")
+    record = read_json_object(path / DESCRIPTION)
+    names = [field.name for field in dataclasses.fields(Calibration) if field.name != "path"]
+    if missing := [name for name in names if name not in record]:
+        raise QwqError(f"{path / DESCRIPTION}: lacks {missing[0]}; run `qwq calibrate` again")
+    calibration = Calibration(path, **{name: record[name] for name in names})
+    found = fingerprint(checkpoint)
+    if calibration.checkpoint_sha256 != found:
+        raise QwqError(
+            f"{path}: was made of checkpoint {calibration.checkpoint_sha256[:12]} and "
+            f"{checkpoint.path} is {found[:12]}; calibrate this checkpoint"
+        )
+    return calibration
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Batches whose tokens are used in the same way."""
+
+    batches: list[TokenBatch]
+    fitted: bool = False
+    held_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPlan:
+    """A calibration before its work: `result` says what it will be."""
+
+    checkpoint: Checkpoint
+    settings: CalibrationSettings
+    parts: tuple[_Part, ...]
+    result: Calibration
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Bytes that the folder takes while it is made, with hidden states before and after."""
+        model = self.checkpoint.model
+        per_layer = sum(n_in for n_in, _ in sites(model))
+        if self.settings.hessians:
+            n_held_out = self.result.n_held_out
+            per_layer += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
+        return 4 * (2 * self.result.n_tokens * model.hidden_size + model.n_layers * per_layer)
+
+    def estimate(self) -> Estimate:
+        result = self.result
+        return estimate_calibration(
+            self.checkpoint.model,
+            n_tokens=result.n_tokens,
+            n_fitted=result.n_fitted,
+            n_held_out=result.n_held_out,
+        )
+
+
+def plan_calibration(
+    checkpoint: Checkpoint,
+    out_folder: Path,
+    *,
+    passages: Sequence[Passage],
+    settings: CalibrationSettings,
+) -> CalibrationPlan:
+    """Tokenize the passages and say what will be done; raises QwqError for text that is unfit."""
+    sequences = calibration_sequences(checkpoint, passages, n_tokens=settings.n_tokens)
+    if not sequences:
+        raise UsageError("calibration text: holds no token; give some text")
+    parts = _parts(sequences, settings)
+    result = Calibration(
+        path=out_folder,
+        checkpoint_sha256=fingerprint(checkpoint),
+        calibration_sha256=set_digest(passages),
+        n_layers=checkpoint.model.n_layers,
+        n_tokens=sum(n_tokens_of(part.batches) for part in parts),
+        n_fitted=sum(n_tokens_of(part.batches) for part in parts if part.fitted),
+        n_held_out=sum(n_tokens_of(part.batches) for part in parts if part.held_out),
+    )
+    return CalibrationPlan(checkpoint, settings, parts, result)
+
+
+def calibrate(
+    plan: CalibrationPlan,
+    *,
+    device: str = "cpu",
+    force: bool = False,
+    on_progress: Progress | None = None,
+) -> Calibration:
+    """Run all layers over the text and write the calibration folder, whole or not at all.
+
+    on_progress: called with the tokens done, summed over layers, and all there are. After an
+    interruption the same call continues with the first unfinished layer, to the same bytes.
+    Raises QwqError for an output that exists, a full disk, and weights or inputs that are broken.
+    """
+    result, settings = plan.result, plan.settings
+    refuse_existing(result.path, force=force)
+    check_disk_space(result.path, plan.disk_nbytes)
+    made_of = describe(result) | {"settings": dataclasses.asdict(settings)}
+    with layer_work(result.path, made_of, force=force) as work:
+        _Pass(plan, device=device, on_progress=on_progress).run(work)
+        _write_results(work.folder, plan)
+    return result
+
+
+def describe(calibration: Calibration) -> dict[str, Any]:
+    """What the folder says of itself, as JSON values."""
+    record = dataclasses.asdict(calibration)
+    del record["path"]
+    return record
+
+
+def _parts(sequences: Sequence[Sequence[int]], settings: CalibrationSettings) -> tuple[_Part, ...]:
+    fitted: list[Sequence[int]] = []
+    held_out: list[Sequence[int]] = []
+    rest: list[Sequence[int]] = []
+    n_left = settings.n_hessian_tokens if settings.hessians else 0
+    for sequence in sequences:
+        if n_left <= 0:
+            rest.append(sequence)
+            continue
+        n_left -= len(sequence)
+        is_held_out = (len(fitted) + len(held_out)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        (held_out if is_held_out else fitted).append(sequence)
+    if settings.hessians and not held_out:
+        raise UsageError(
+            f"calibration text: {len(fitted)} sequences of up to {MAX_SEQUENCE_LENGTH} tokens are "
+            f"too few to hold one out of {HELD_OUT_EVERY}; give more text, or more --hessian-tokens"
+        )
+    packed = partial(token_batches, batch_tokens=settings.batch_tokens)
+    return (
+        _Part(packed(fitted), fitted=True),
+        _Part(packed(held_out), held_out=True),
+        _Part(packed(rest)),
+    )
+
+
+class _Pass:
+    """The layers over all batches, from the first unfinished one on."""
+
+    def __init__(self, plan: CalibrationPlan, *, device: str, on_progress: Progress | None) -> None:
+        self._model = plan.checkpoint.model
+        self._stream = LayerStream(plan.checkpoint, device=device)
+        self._parts = [part for part in plan.parts for _ in part.batches]
+        self._batches = [batch for part in plan.parts for batch in part.batches]
+        self._n_tokens = plan.result.n_tokens
+        self._with_hessian = plan.settings.hessians
+        self._on_progress = on_progress
+
+    def run(self, work: LayerWork) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        with torch.inference_mode(), threads_for(self._model):
+            if work.n_done == 0:
+                write_states(work.states_path(0), self._stream.embed(self._batches))
+            for index, layer in self._stream.layers(work.n_done):
+                statistics = {
+                    site: InputStatistics(
+                        layer.get_submodule(site).get_parameter("weight").shape[1],
+                        with_hessian=self._with_hessian,
+                        device=self._stream.device,
+                    )
+                    for site in INPUT_SITES
+                }
+                states = self._through(index, layer, statistics, work.states_path(index))
+                write_states(work.states_path(index + 1), states)
+                tensors = {
+                    f"{site}.{name}": tensor
+                    for site, one in statistics.items()
+                    for name, tensor in one.tensors().items()
+                }
+                path = _layer_path(work.folder, index)
+                save_file(tensors, path)
+                work.finish_layer(path)
+
+    def _through(
+        self,
+        index: int,
+        layer: Qwen2DecoderLayer,
+        statistics: dict[str, InputStatistics],
+        states_path: Path,
+    ) -> Iterator[torch.Tensor]:
+        """Push every batch through a layer, folding what its linears read into the statistics."""
+        n_done = index * self._n_tokens
+        before = read_states(states_path, self._batches, self._model.hidden_size)
+        for part, batch, on_disk in zip(self._parts, self._batches, before, strict=True):
+            states = on_disk.to(self._stream.device)
+            with ExitStack() as stack:
+                for site, one in statistics.items():
+                    visit = partial(
+                        _fold, one, batch=batch, part=part, name=f"model.layers.{index}.{site}"
+                    )
+                    stack.enter_context(capturing_input(layer.get_submodule(site), visit))
+                yield layer(states, position_embeddings=self._stream.positions(states))
+            n_done += int(batch.is_token.sum())
+            if self._on_progress is not None:
+                self._on_progress(n_done, self._model.n_layers * self._n_tokens)
+
+
+def _fold(
+    statistics: InputStatistics,
+    inputs: torch.Tensor,
+    *,
+    batch: TokenBatch,
+    part: _Part,
+    name: str,
+) -> None:
+    """Fold the inputs of one batch in, without its padding."""
+    try:
+        statistics.add(
+            inputs[batch.is_token.to(inputs.device)], fitted=part.fitted, held_out=part.held_out
+        )
+    except NumericalError as error:
+        raise NumericalError(f"{name}.weight: {error}") from error
+
+
+def _write_results(folder: Path, plan: CalibrationPlan) -> None:
+    """The imatrix in both formats from the layers' files, and the description, which goes last."""
+    result, model = plan.result, plan.checkpoint.model
+    if not (folder / DESCRIPTION).is_file():
+        importance = _importance(model, folder)
+        dataset = f"qwq-local:{result.calibration_sha256}"
+        for name in IMATRIX_NAMES:
+            write_imatrix(
+                folder / name, importance, n_tokens=result.n_tokens, dataset=dataset, force=True
+            )
+        with replacing_file(folder / DESCRIPTION) as file:
+            file.write(json.dumps(describe(result), indent=2, sort_keys=True).encode())
+    if not plan.settings.hessians:
+        for index in range(model.n_layers):
+            _layer_path(folder, index).unlink(missing_ok=True)
+
+
+def _importance(model: Qwen2Config, folder: Path) -> dict[str, Float32Array]:
+    """What the layers' files say, by GGUF name."""
+    from safetensors import safe_open
+
+    gguf_names = {spec.name: spec.gguf_name for spec in tensor_specs(model)}
+    importance = {}
+    for index in range(model.n_layers):
+        with safe_open(_layer_path(folder, index), "np") as tensors:
+            for site, linears in INPUT_SITES.items():
+                values = tensors.get_tensor(f"{site}.importance")
+                for linear in linears:
+                    importance[gguf_names[f"model.layers.{index}.{linear}.weight"]] = values
+    return importance
+
+
+def _layer_path(folder: Path, index: int) -> Path:
+    return folder / f"layer-{index:03}.safetensors"

@@ -1,0 +1,166 @@
+"""`qwq calibrate`: a checkpoint in, the statistics of its linears' inputs out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convert.estimate import format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convert.calibrate import CalibrationPlan
+    from convert.calibration import Passage
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(
+    epilog="Example: qwq calibrate models/QwQ-32B -o calibration, then "
+    "qwq convert gguf models/QwQ-32B --type IQ4_XS --imatrix calibration/imatrix.gguf"
+)
+def calibrate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder with config.json, tokenizer.json and *.safetensors.")
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="The folder to write (default: models/MODEL/calibration).",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="JSON Lines, Parquet or plain text to calibrate on; may be given several times "
+            "(default: the built-in conversations).",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Use this many tokens (default: all of the text).")
+    ] = None,
+    hessians: Annotated[
+        bool, typer.Option("--hessians", help="Keep whole Hessians too, for --rounding gptq.")
+    ] = False,
+    hessian_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens for the Hessians, an eighth of them held out.")
+    ] = 16_384,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda, mps or cpu (default: the best there is).", show_default=False),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a folder that exists, finished or not.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what it would take and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors alone.")] = False,
+) -> None:
+    """Measure what every linear of a checkpoint reads, for imatrix files and GPTQ.
+
+    One layer is in memory at a time. Interrupted, the same command continues where it was.
+    """
+    from rich.console import Console
+
+    from convert.calibrate import CalibrationSettings, describe, plan_calibration
+    from convert.calibrate import calibrate as run
+    from convert.checkpoint import Checkpoint
+    from convert.files import refuse_existing
+    from convert.layer_stream import find_device
+
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    settings = CalibrationSettings(
+        n_tokens=tokens, hessians=hessians, n_hessian_tokens=hessian_tokens
+    )
+    chosen = find_device(device)
+    with Checkpoint.open(checkpoint) as opened:
+        target = out or Path("models") / opened.name / "calibration"
+        if not dry_run:
+            refuse_existing(target, force=force)
+        plan = plan_calibration(opened, target, passages=_load(text), settings=settings)
+        document = describe(plan.result) | {"path": str(target), "disk_nbytes": plan.disk_nbytes}
+        if dry_run and as_json:
+            typer.echo(json.dumps(document, indent=2))
+            return
+        _show_plan(Console(highlight=False) if dry_run else console, plan, device=chosen)
+        if dry_run:
+            return
+        start_s = time.monotonic()
+        with _bar(console, plan.result.n_layers) as on_progress:
+            result = run(plan, device=chosen, force=force, on_progress=on_progress)
+    elapsed_s = time.monotonic() - start_s
+    console.print(f"{result.n_layers} layers in {format_duration(elapsed_s)}")
+    document["elapsed_s"] = round(elapsed_s, 3)
+    typer.echo(json.dumps(document, indent=2) if as_json else result.path)
+
+
+def _load(paths: list[Path] | None) -> list[Passage]:
+    from convert.passages import built_in_passages, load_passages
+
+    if not paths:
+        return built_in_passages()
+    return [passage for path in paths for passage in load_passages(path)]
+
+
+def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
+    from convert.estimate import estimated_seconds
+    from convert.files import format_nbytes, free_space
+
+    result, estimate = plan.result, plan.estimate()
+    console.print(
+        f"{result.path}: {result.n_tokens:,} tokens (set {result.calibration_sha256[:12]}) through "
+        f"{result.n_layers} layers on {device}"
+    )
+    if plan.settings.hessians:
+        console.print(
+            f"Hessians of {result.n_fitted:,} tokens, judged by {result.n_held_out:,} held out"
+        )
+    console.print(
+        f"disk: {format_nbytes(plan.disk_nbytes)} needed, "
+        f"{format_nbytes(free_space(result.path))} free"
+    )
+    duration = format_duration(estimated_seconds(estimate))
+    console.print(
+        f"memory: {format_nbytes(estimate.peak_nbytes)} beside torch's own"
+        + (f"; time: about {duration} on this machine as it is now" if device == "cpu" else "")
+    )
+
+
+@contextmanager
+def _bar(console: Console, n_layers: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the layer, tokens a second through all layers, and the time left."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(None),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    start_s = time.monotonic()
+    first: list[int] = []
+    with Progress(*columns, console=console, disable=console.quiet, transient=True) as progress:
+        task = progress.add_task("")
+
+        def show(done: int, total: int) -> None:
+            if not first:
+                first.append(done)
+            layer = min(done * n_layers // total + 1, n_layers)
+            rate = (done - first[0]) / n_layers / max(time.monotonic() - start_s, 1e-3)
+            description = f"layer {layer} of {n_layers}, {rate:,.0f} tokens/s"
+            progress.update(task, completed=done, total=total, description=description)
+
+        yield show

@@ -1,0 +1,127 @@
+"""What a model is calibrated on: the built-in set or users' files, as sequences of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.calibration import (
+    Passage,
+    PlainText,
+    TokenBatch,
+    load_conversations,
+    load_tokenizer,
+    parse_conversation,
+    read_json_lines,
+    take_tokens,
+    token_batches,
+    tokenize_conversation,
+)
+from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError, QwqError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_SEQUENCE_LENGTH = 2048
+BATCH_TOKENS = 2048
+
+
+def built_in_passages() -> list[Passage]:
+    """The set that comes with the package."""
+    with as_file(files("convert") / "data" / "calibration.jsonl") as path:
+        return [*load_conversations(path)]
+
+
+def load_passages(path: Path) -> list[Passage]:
+    """Read a file of calibration text, by its suffix.
+
+    .jsonl and .parquet: conversations, or texts under the key `text`, a line or row each. Any other
+    file is one plain text in UTF-8. Raises QwqError for a file that is missing, empty or odd.
+    """
+    if not path.is_file():
+        raise QwqError(f"{path}: no such file; give text, JSON Lines or Parquet")
+    if path.suffix == ".jsonl":
+        passages = [_parse(record, where) for record, where in read_json_lines(path)]
+    elif path.suffix == ".parquet":
+        passages = [_parse(record, where) for record, where in _parquet_rows(path)]
+    else:
+        passages = [PlainText(_read_text(path))]
+    passages = [one for one in passages if not isinstance(one, PlainText) or one.text.strip()]
+    if not passages:
+        raise QwqError(f"{path}: holds no text; give at least one passage")
+    return passages
+
+
+def calibration_sequences(
+    checkpoint: Checkpoint, passages: Sequence[Passage], *, n_tokens: int | None
+) -> list[Sequence[int]]:
+    """The first passages that hold n_tokens (None: all), each at most MAX_SEQUENCE_LENGTH long.
+
+    Conversations are rendered by the checkpoint's own template and cut; plain text is split.
+    Raises CheckpointError for a tokenizer that does not belong to the weights.
+    """
+    tokenizer = load_tokenizer(checkpoint.path)
+    sequences = (ids for one in passages for ids in _sequences(one, tokenizer))
+    taken = list(take_tokens(sequences, n_tokens, max_length=MAX_SEQUENCE_LENGTH))
+    highest = max((max(ids) for ids in taken), default=0)
+    if highest >= checkpoint.model.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.path}: its tokenizer gives id {highest} and vocab_size is "
+            f"{checkpoint.model.vocab_size}; use the tokenizer of this checkpoint"
+        )
+    return taken
+
+
+def calibration_batches(
+    checkpoint: Checkpoint,
+    passages: Sequence[Passage],
+    *,
+    n_tokens: int | None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[TokenBatch]:
+    """calibration_sequences() in batches."""
+    sequences = calibration_sequences(checkpoint, passages, n_tokens=n_tokens)
+    return token_batches(sequences, batch_tokens=batch_tokens)
+
+
+def _sequences(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sequence[int]]:
+    if not isinstance(passage, PlainText):
+        yield tokenize_conversation(passage, tokenizer).ids
+        return
+    ids = tokenizer.encode(passage.text, add_special_tokens=False)
+    for start in range(0, len(ids), MAX_SEQUENCE_LENGTH):
+        yield ids[start : start + MAX_SEQUENCE_LENGTH]
+
+
+def _parse(record: object, source: str) -> Passage:
+    match record:
+        case {"text": str(text)}:
+            return PlainText(text)
+        case _:
+            return parse_conversation(record, source)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[object, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    present = {key: value for key, value in row.items() if value is not None}
+                    yield present, f"{path}: row {number}"
+    except pyarrow.ArrowException as error:
+        raise QwqError(f"{path}: cannot be read as Parquet ({error}); make it again") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise QwqError(f"{path}: is no UTF-8 text ({error.reason}); convert it first") from error
