@@ -38,7 +38,6 @@ class Imatrix:
     """What a file says of the input columns' importance, by GGUF tensor name.
 
     importance: (n_in,) float32 each, mean squared activation. counts: tokens that each mean is
-    importance: (n_in,) float32 each, mean squared activation. counts: tokens that each mean is
     over, in the legacy format chunks. chunk_size: tokens, 0 where the file does not say it.
     digest: SHA-256 of the file.
     """
@@ -82,6 +81,20 @@ class ImatrixMatch:
     zeros: Mapping[str, int]
     unusable: Mapping[str, int]
 
+    def lines(self) -> list[str]:
+        """The same in words, for people."""
+        lines = [f"imatrix: {len(self.matched)} entries match"]
+        if self.missing:
+            lines.append(f"imatrix: none for {_short_list(self.missing)}")
+        if self.unused:
+            lines.append(f"imatrix: not of this model {_short_list(self.unused)}")
+        for problem, columns in (
+            ("of importance 0, rounded without care", self.zeros),
+            ("that are NaN, infinite or negative", self.unusable),
+        ):
+            lines += [f"imatrix: {name} has {n:,} columns {problem}" for name, n in columns.items()]
+        return lines
+
 
 def match_imatrix(imatrix: Imatrix, model: Qwen2Config) -> ImatrixMatch:
     """Hold an imatrix against a model's matrices; raises QwqError for columns of another number."""
@@ -96,9 +109,7 @@ def match_imatrix(imatrix: Imatrix, model: Qwen2Config) -> ImatrixMatch:
         else:
             matched[spec.gguf_name] = importance
     n_zeros = {name: int((values == 0).sum()) for name, values in matched.items()}
-    n_unusable = {
-        name: int((~np.isfinite(values) | (values < 0)).sum()) for name, values in matched.items()
-    }
+    n_unusable = {name: count_unusable(values) for name, values in matched.items()}
     return ImatrixMatch(
         matched=tuple(matched),
         missing=tuple(missing),
@@ -106,6 +117,11 @@ def match_imatrix(imatrix: Imatrix, model: Qwen2Config) -> ImatrixMatch:
         zeros={name: n for name, n in n_zeros.items() if n},
         unusable={name: n for name, n in n_unusable.items() if n},
     )
+
+
+def count_unusable(importance: Float32Array) -> int:
+    """Columns that are NaN, infinite or negative."""
+    return int((~np.isfinite(importance) | (importance < 0)).sum())
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -142,6 +158,10 @@ def write_imatrix(
             _write_legacy(file, importance, n_tokens, dataset)
         else:
             _write_gguf(file, importance, n_tokens, dataset)
+
+
+def _short_list(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _read_gguf(path: Path) -> Imatrix:
