@@ -109,8 +109,8 @@ class Checkpoint:
         n_per_row = int(np.prod(row_shape, dtype=np.int64))
         row_nbytes = n_per_row * ITEM_NBYTES[info.dtype]
         raw = self._read_bytes(info, start * row_nbytes, (stop - start) * row_nbytes)
-        values = _to_float32(raw, info.dtype)
-        _check_finite(values, info, start * n_per_row)
+        values = to_float32(raw, info.dtype)
+        check_finite(values, info, start * n_per_row)
         return values.reshape((stop - start, *row_shape))
 
     def read(self, name: str) -> Float32Array:
@@ -323,7 +323,7 @@ def _check_tensors(path: Path, tensors: dict[str, TensorInfo], model: Qwen2Confi
         )
 
 
-def _to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> Float32Array:
+def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> Float32Array:
     """Exact widening; little-endian bytes in, native float32 out."""
     if dtype == "BF16":
         widened = np.empty(len(raw) // 2, dtype=np.uint32)
@@ -334,7 +334,7 @@ def _to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> Float32Array:
     return raw.view("<f4").astype(np.float32, copy=False)
 
 
-def _check_finite(values: Float32Array, info: TensorInfo, first: int) -> None:
+def check_finite(values: Float32Array, info: TensorInfo, first: int) -> None:
     finite = np.isfinite(values)
     if finite.all():
         return

@@ -44,6 +44,14 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def allocated_nbytes(path: Path) -> int:
+    """Bytes of the disk that a file takes, holes left out; 0 where there is none."""
+    if not path.exists():
+        return 0
+    status = path.stat()
+    return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+
+
 def format_nbytes(nbytes: int) -> str:
     """In units of powers of ten, as disks and model pages count."""
     unit, name = (1e9, "GB") if nbytes >= 1e9 else (1e6, "MB")

@@ -1,31 +1,63 @@
-"""Plan -> GGUF files, any number of them in one pass over the checkpoint."""
+"""Plan -> GGUF files, any number of them in one pass over the checkpoint.
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+One thread reads, some encode, the calling thread writes in reading order, and one brings to the
+disk what is written. What is on its way between them is bounded in bytes, whatever the tensors.
+"""
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.checkpoint import Checkpoint
-from convert.encode import ByteArray, Float32Array, encode_rows, n_cores
-from convert.errors import CheckpointError, UsageError
-from convert.files import check_disk_space, refuse_existing, replacing_file
-from convert.plan import ALIGNMENT, FilePlan, TensorPlan, plan_file
-from convert.recipe import find_recipe
+import numpy as np
 
-SLICE_N_WEIGHTS = 1 << 22
-"""Weights read at a time: 16 MiB as float32."""
+from convert.checkpoint import Checkpoint, Float32Array
+from convert.encode import ByteArray, encode_rows, n_cores, row_nbytes
+from convert.errors import CheckpointError, GgufError, StaleOutputError, UsageError
+from convert.files import allocated_nbytes, check_disk_space, partial_path, refuse_existing
+from convert.gguf_output import GgufOutput, Job
+from convert.journal import Journal, journal_path, load_journal
+from convert.plan import FilePlan, plan_file
+from convert.provenance import shard_paths
+from convert.recipe import find_recipe
+from convert.source_reader import RawSlice, Slice, SourceReader, cut_into_slices, widen
+from convert.tensor_error import TensorError, measure_error
+
+SLICE_N_WEIGHTS = 1 << 20
+"""Weights read at a time. Journals count in slices, so it is the same on every machine."""
+STEP_N_WEIGHTS = 1 << 18
+"""Weights that a thread holds as float32 at a time: they fit into its cache."""
+IN_FLIGHT_NBYTES = 1 << 29
+"""Most bytes of slices between reading and writing."""
+COMMIT_INTERVAL_S = 1.0
+"""How much work an interruption costs at most, where the disk keeps up."""
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class GgufResult:
-    """A file that was written whole."""
+    """An output that was written whole; `path` is its first file."""
 
     path: Path
     recipe_name: str
     nbytes: int
     n_weights: int
     bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A slice in the types of those outputs that lack it; `source` is RawSlice.sha256_until."""
+
+    source: tuple[str, ...]
+    blocks: Sequence[ByteArray]
+    errors: Sequence[TensorError]
 
 
 def export_gguf(
@@ -35,7 +67,7 @@ def export_gguf(
     *,
     threads: int | None = None,
     force: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> GgufResult:
     """Write one GGUF file; see export_planned for errors."""
     plan = plan_file(checkpoint, find_recipe(recipe_name), out_path)
@@ -50,41 +82,47 @@ def export_planned(
     *,
     threads: int | None = None,
     force: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
+    on_read_back: Progress | None = None,
     slice_n_weights: int = SLICE_N_WEIGHTS,
 ) -> list[GgufResult]:
-    """Write all planned files, each slice of the checkpoint read once.
+    """Write all planned outputs, each slice of the checkpoint read once, and read them back.
 
-    threads: of the encoders, all cores by default. on_progress: (weights done, weights in all).
-    Neither threads nor slice_n_weights changes a byte. No file gets its name before all are
-    complete.
-    Raises OutputExistsError, DiskFullError, and CheckpointError for weights that are NaN, infinite
-    or too large for a type.
+    threads: of the encoders, all cores by default. on_progress: (bytes of the checkpoint done, in
+    all). on_read_back: the same of the outputs. Neither threads nor slice_n_weights changes a byte.
+    No output gets its name before all are complete. After an interruption, or where the disk
+    filled up, partial files and journals stay, and the same call continues there.
+    Raises OutputExistsError, DiskFullError, StaleOutputError where unfinished work is of another
+    checkpoint or plan (forced, it is begun anew), GgufError where the disk gives back other bytes,
+    and CheckpointError for weights that are NaN, infinite or too large for a type.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least 1 is needed")
     check_outputs(plans, force=force)
-    n_weights = plans[0].n_weights
-    n_done = 0
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads or n_cores()))
-        files = [stack.enter_context(replacing_file(plan.path, force=force)) for plan in plans]
-        for file, plan in zip(files, plans, strict=True):
-            file.write(plan.header)
-        for tensors in zip(*(plan.tensors for plan in plans), strict=True):
-            shape = tensors[0].shape
-            n_per_row = shape[-1] if len(shape) > 1 else 1
-            n_rows = max(1, slice_n_weights // n_per_row)
-            for start in range(0, shape[0], n_rows):
-                stop = min(start + n_rows, shape[0])
-                rows = checkpoint.rows(tensors[0].name, start, stop).reshape(stop - start, -1)
-                for file, tensor in zip(files, tensors, strict=True):
-                    file.write(_encode(rows, tensor, pool).data)
-                n_done += rows.size
-                if on_progress is not None:
-                    on_progress(n_done, n_weights)
-            for file, tensor in zip(files, tensors, strict=True):
-                file.write(bytes(-tensor.nbytes % ALIGNMENT))
+    slices = cut_into_slices(checkpoint, slice_n_weights)
+    outputs = [GgufOutput(plan, slices, _identity(checkpoint, plan, slices)) for plan in plans]
+    n_threads = threads or n_cores()
+    try:
+        try:
+            source = _convert(checkpoint, outputs, n_threads, on_progress, force=force)
+        except StaleOutputError:
+            if not force:
+                raise
+            for output in outputs:
+                output.discard()
+            source = _convert(checkpoint, outputs, n_threads, on_progress, force=True)
+        _read_back(outputs, source, on_read_back)
+    except (CheckpointError, GgufError):
+        for output in outputs:
+            output.discard()  # none of it is of any use
+        raise
+    finally:
+        for output in outputs:
+            output.close()
+    for output in outputs:
+        output.publish()
+    for output in outputs:
+        output.forget()
     return [
         GgufResult(plan.path, plan.recipe.name, plan.nbytes, plan.n_weights, plan.bits_per_weight)
         for plan in plans
@@ -94,16 +132,177 @@ def export_planned(
 def check_outputs(plans: Sequence[FilePlan], *, force: bool) -> None:
     """Raise OutputExistsError or DiskFullError where the planned files cannot be written."""
     for plan in plans:
-        refuse_existing(plan.path, force=force)
-    for folder in sorted({plan.path.parent for plan in plans}):
-        check_disk_space(folder, sum(plan.nbytes for plan in plans if plan.path.parent == folder))
+        journal = load_journal(journal_path(plan.path))
+        is_verified = journal is not None and journal.is_verified
+        for part in plan.parts:
+            was_named_by_us = is_verified and not partial_path(part.path).exists()
+            if not was_named_by_us:
+                refuse_existing(part.path, force=force)
+    for folder, n_needed in needed_nbytes(plans).items():
+        check_disk_space(folder, n_needed)
 
 
-def _encode(rows: Float32Array, tensor: TensorPlan, pool: ThreadPoolExecutor) -> ByteArray:
+def needed_nbytes(plans: Sequence[FilePlan]) -> dict[Path, int]:
+    """Bytes that take new room, by folder: all but those of unfinished work."""
+    needed: dict[Path, int] = {}
+    for plan in plans:
+        for part in plan.parts:
+            folder = part.path.parent
+            n_missing = max(0, part.nbytes - allocated_nbytes(partial_path(part.path)))
+            needed[folder] = needed.get(folder, 0) + n_missing
+    return needed
+
+
+def buffered_nbytes(plans: Sequence[FilePlan], slices: Sequence[Slice]) -> int:
+    """Bytes of the largest slice as it is read and as it is written, in all outputs."""
+    largest = max(slices, key=lambda piece: piece.nbytes)
+    n_rows = largest.stop - largest.start
+    types = [
+        tensor.quant_type
+        for plan in plans
+        for tensor in plan.tensors
+        if tensor.name == largest.info.name
+    ]
+    return largest.nbytes + n_rows * sum(row_nbytes(one, largest.n_in) for one in types)
+
+
+def in_flight_limit(n_threads: int, nbytes: int) -> int:
+    """Slices of nbytes between reading and writing: two a thread, where memory allows."""
+    return max(1, min(2 * n_threads + 2, IN_FLIGHT_NBYTES // nbytes))
+
+
+def _identity(checkpoint: Checkpoint, plan: FilePlan, slices: Sequence[Slice]) -> str:
+    """Digest of all that decides an output's bytes, but for the weights, and of the slices."""
+    shards = [(shard.name, shard.stat().st_size) for shard in shard_paths(checkpoint)]
+    cuts = [(piece.info.name, piece.start) for piece in slices]
+    digest = hashlib.sha256(json.dumps([shards, cuts]).encode())
+    for part in plan.parts:
+        digest.update(part.header)
+    return digest.hexdigest()
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    outputs: Sequence[GgufOutput],
+    n_threads: int,
+    on_progress: Progress | None,
+    *,
+    force: bool,
+) -> tuple[str, ...]:
+    """Write all slices to all outputs; returns the SHA-256 of each shard."""
+    for output in outputs:
+        output.begin(force=force)
+    slices = outputs[0].slices
+    n_total, n_done = sum(piece.nbytes for piece in slices), 0
+    with closing(SourceReader(checkpoint)) as reader, _threads(1) as committing:
+        commit: Future[None] = committing.submit(_commit, [])
+        last_commit_s = time.monotonic()
+        for piece, encoded in _encode_all(reader, outputs, n_threads):
+            _write(outputs, piece, encoded)
+            n_done += piece.nbytes
+            if on_progress is not None:
+                on_progress(n_done, n_total)
+            if commit.done() and time.monotonic() - last_commit_s >= COMMIT_INTERVAL_S:
+                commit.result()
+                commit = committing.submit(_commit, [(one, one.journal()) for one in outputs])
+                last_commit_s = time.monotonic()
+        commit.result()
+        return reader.finish()
+
+
+def _encode_all(
+    reader: SourceReader, outputs: Sequence[GgufOutput], n_threads: int
+) -> Iterator[tuple[Slice, Encoded]]:
+    """Read and encode ahead, in threads, as far as memory allows; slices come in their order."""
+    slices = outputs[0].slices
+    plans = [output.plan for output in outputs]
+    limit = in_flight_limit(n_threads, buffered_nbytes(plans, slices))
+    n_begun = [output.n_done for output in outputs]
+    in_flight: deque[tuple[Slice, Future[Encoded]]] = deque()
+    with _threads(n_threads) as encoding, _threads(1) as reading:
+        for piece in slices:
+            jobs = [
+                output.job(piece)
+                for output, n_there in zip(outputs, n_begun, strict=True)
+                if n_there <= piece.index
+            ]
+            read = reading.submit(reader.read, piece)
+            in_flight.append((piece, encoding.submit(_encode, read, piece, jobs)))
+            if len(in_flight) == limit:
+                yield _next_of(in_flight)
+        while in_flight:
+            yield _next_of(in_flight)
+
+
+def _next_of(in_flight: deque[tuple[Slice, Future[Encoded]]]) -> tuple[Slice, Encoded]:
+    piece, future = in_flight.popleft()
+    return piece, future.result()
+
+
+def _encode(read: Future[RawSlice], piece: Slice, jobs: Sequence[Job]) -> Encoded:
+    raw = read.result()
+    n_rows = piece.stop - piece.start
+    blocks = [
+        np.empty((n_rows, row_nbytes(job.quant_type, piece.n_in)), dtype=np.uint8) for job in jobs
+    ]
+    errors = [TensorError()] * len(jobs)
+    n_at_once = max(1, STEP_N_WEIGHTS // piece.n_in)
+    for start in range(0, n_rows if jobs else 0, n_at_once):
+        stop = min(start + n_at_once, n_rows)
+        rows = widen(raw.bytes, piece, start, stop)
+        for i, job in enumerate(jobs):
+            encoded = _encode_rows(rows, piece, job)
+            blocks[i][start:stop] = encoded
+            errors[i] += measure_error(rows, encoded, job.quant_type)
+    return Encoded(raw.sha256_until, blocks, errors)
+
+
+def _encode_rows(rows: Float32Array, piece: Slice, job: Job) -> ByteArray:
     try:
-        return encode_rows(rows, tensor.quant_type, pool=pool)
+        return encode_rows(rows, job.quant_type, importance=job.importance)
     except OverflowError as error:
         raise CheckpointError(
-            f"{tensor.name}: holds weights of up to {abs(rows).max():.3g}, too large for "
-            f"{tensor.quant_type.name}; choose --type BF16"
+            f"{piece.info.name}: holds weights of up to {abs(rows).max():.3g}, too large for "
+            f"{job.quant_type.name}; choose --type BF16"
         ) from error
+
+
+def _write(outputs: Sequence[GgufOutput], piece: Slice, encoded: Encoded) -> None:
+    """Write a slice to the outputs that lack it; those that have it must have the same source."""
+    parts = iter(zip(encoded.blocks, encoded.errors, strict=True))
+    for output in outputs:
+        if output.n_done == piece.index:
+            blocks, error = next(parts)
+            output.write(piece, blocks, error, source=encoded.source)
+        elif output.n_done == piece.index + 1 and output.source != encoded.source:
+            raise output.stale(f"{piece.info.path} holds other weights now")
+
+
+def _commit(states: Sequence[tuple[GgufOutput, Journal]]) -> None:
+    for output, journal in states:
+        output.commit(journal)
+
+
+def _read_back(
+    outputs: Sequence[GgufOutput], source: tuple[str, ...], on_progress: Progress | None
+) -> None:
+    n_total, n_before = sum(output.plan.nbytes for output in outputs), 0
+    for output in outputs:
+        n_start = n_before
+
+        def show(n_done: int, _n_total: int, n_start: int = n_start) -> None:
+            if on_progress is not None:
+                on_progress(n_start + n_done, n_total)
+
+        output.finish(source, show)
+        n_before += output.plan.nbytes
+
+
+@contextmanager
+def _threads(n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that begin nothing more once the caller is done, or fails."""
+    pool = ThreadPoolExecutor(n_threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

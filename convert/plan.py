@@ -13,8 +13,11 @@ from gguf.gguf_writer import WriterState
 from convert.checkpoint import Checkpoint
 from convert.encode import QuantType, row_nbytes
 from convert.errors import CheckpointError
-from convert.qwen2 import Qwen2Config, tensor_specs
-from convert.recipe import Recipe, choose_type
+from convert.imatrix import Imatrix
+from convert.provenance import add_provenance
+from convert.qwen2 import Qwen2Config
+from convert.recipe import Recipe, choose_types
+from convert.recipe_file import recipe_text
 from convert.tokenizer_metadata import add_general, add_tokenizer
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
@@ -22,30 +25,44 @@ ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """One tensor of one output; `offset` counts from the start of the tensor data."""
+    """One tensor of one output; `offset` counts from the start of the tensor data of its part."""
 
     name: str
     gguf_name: str
     shape: tuple[int, ...]
     quant_type: QuantType
+    part: int
     offset: int
     nbytes: int
     note: str
 
 
 @dataclass(frozen=True, slots=True)
-class FilePlan:
-    """One output file: header bytes, padded to the alignment, then tensors, each padded too."""
+class PartPlan:
+    """One file: header bytes, padded to the alignment, then tensors, each padded too."""
 
     path: Path
-    recipe: Recipe
     header: bytes
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One output: a GGUF file, or the parts that it is split into."""
+
+    recipe: Recipe
+    imatrix: Imatrix | None
+    parts: tuple[PartPlan, ...]
     tensors: tuple[TensorPlan, ...]
 
     @property
+    def path(self) -> Path:
+        """The file to open: of several parts the first."""
+        return self.parts[0].path
+
+    @property
     def nbytes(self) -> int:
-        last = self.tensors[-1]
-        return len(self.header) + _aligned(last.offset + last.nbytes)
+        return sum(part.nbytes for part in self.parts)
 
     @property
     def n_weights(self) -> int:
@@ -56,36 +73,74 @@ class FilePlan:
         return 8 * sum(tensor.nbytes for tensor in self.tensors) / self.n_weights
 
 
-def plan_file(checkpoint: Checkpoint, recipe: Recipe, path: Path) -> FilePlan:
-    """Plan one GGUF file down to the byte; raises CheckpointError for a tokenizer that is unfit."""
-    tensors = plan_tensors(checkpoint.model, recipe)
-    return FilePlan(path, recipe, _header(checkpoint, recipe, tensors), tensors)
+def plan_file(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    path: Path,
+    *,
+    imatrix: Imatrix | None = None,
+    split_nbytes: int | None = None,
+) -> FilePlan:
+    """Plan one GGUF file down to the byte, or its parts of at most split_nbytes of tensors each.
+
+    A tensor larger than split_nbytes is a part of its own; what fits into one part is not split.
+    Raises CheckpointError for a tokenizer that is unfit, UsageError where choose_types
+    does.
+    """
+    tensors = plan_tensors(checkpoint.model, recipe, imatrix=imatrix, split_nbytes=split_nbytes)
+    headers = _headers(checkpoint, recipe, imatrix, tensors)
+    n_parts = len(headers)
+    parts = []
+    for number, header in enumerate(headers):
+        last = [tensor for tensor in tensors if tensor.part == number][-1]
+        part_path = path
+        if n_parts > 1:
+            part_path = path.with_name(f"{path.stem}-{number + 1:05}-of-{n_parts:05}.gguf")
+        parts.append(PartPlan(part_path, header, len(header) + aligned(last.offset + last.nbytes)))
+    return FilePlan(recipe, imatrix, tuple(parts), tensors)
 
 
-def plan_tensors(model: Qwen2Config, recipe: Recipe) -> tuple[TensorPlan, ...]:
-    """Types, offsets and bytes of all tensors; needs the model's sizes alone."""
+def plan_tensors(
+    model: Qwen2Config,
+    recipe: Recipe,
+    *,
+    imatrix: Imatrix | None = None,
+    split_nbytes: int | None = None,
+) -> tuple[TensorPlan, ...]:
+    """Types, places and bytes of all tensors; needs the model's sizes alone."""
     tensors: list[TensorPlan] = []
-    offset = 0
-    for spec in tensor_specs(model):
-        choice = choose_type(recipe, spec, model)
+    part = offset = part_nbytes = 0
+    for spec, choice in choose_types(recipe, model, imatrix=imatrix):
         nbytes = prod(spec.shape[:-1]) * row_nbytes(choice.quant_type, spec.shape[-1])
+        if split_nbytes is not None and part_nbytes and part_nbytes + nbytes > split_nbytes:
+            part, offset, part_nbytes = part + 1, 0, 0
         tensors.append(
             TensorPlan(
                 spec.name,
                 spec.gguf_name,
                 spec.shape,
                 choice.quant_type,
+                part,
                 offset,
                 nbytes,
                 choice.note,
             )
         )
-        offset += _aligned(nbytes)
+        offset += aligned(nbytes)
+        part_nbytes += nbytes
     return tuple(tensors)
 
 
-def _header(checkpoint: Checkpoint, recipe: Recipe, tensors: tuple[TensorPlan, ...]) -> bytes:
-    """All that precedes the tensor data, key for key what llama.cpp's converter writes."""
+def _headers(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    imatrix: Imatrix | None,
+    tensors: tuple[TensorPlan, ...],
+) -> list[bytes]:
+    """All that precedes the tensor data, part by part; what the file says stands in the first.
+
+    Key for key what llama.cpp's converter writes, then where the file comes from.
+    """
     model = checkpoint.model
     writer = gguf.GGUFWriter(None, "qwen2")
     add_general(writer, checkpoint, sum(prod(tensor.shape) for tensor in tensors))
@@ -93,7 +148,17 @@ def _header(checkpoint: Checkpoint, recipe: Recipe, tensors: tuple[TensorPlan, .
     writer.add_file_type(recipe.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_tokenizer(writer, checkpoint.path, model.vocab_size)
+    add_provenance(
+        writer,
+        checkpoint,
+        recipe=recipe_text(recipe),
+        file_type=recipe.file_type,
+        imatrix_sha256=None if imatrix is None else imatrix.digest,
+        n_tensors=len(tensors),
+    )
     for tensor in tensors:
+        if tensor.part == len(writer.tensors):
+            writer.tensors.append({})  # the writer adds to the last part
         dtype = np.dtype(np.float32)  # not read: raw_dtype decides
         writer.add_tensor_info(
             tensor.gguf_name, tensor.shape, dtype, tensor.nbytes, raw_dtype=tensor.quant_type
@@ -135,10 +200,10 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, model: Qwen2Config) -> None:
         add_parameter[name](value)
 
 
-def _serialized(writer: gguf.GGUFWriter, folder: Path) -> bytes:
-    """The writer's output for a buffer in place of a file, padded to where the data starts."""
-    buffer = io.BytesIO()
-    writer.fout = [cast("io.BufferedWriter", buffer)]
+def _serialized(writer: gguf.GGUFWriter, folder: Path) -> list[bytes]:
+    """The writer's output for buffers in place of files, padded to where the data starts."""
+    buffers = [io.BytesIO() for _ in writer.tensors]
+    writer.fout = [cast("io.BufferedWriter", buffer) for buffer in buffers]
     writer.state = WriterState.EMPTY
     try:
         writer.write_header_to_file()
@@ -149,9 +214,10 @@ def _serialized(writer: gguf.GGUFWriter, folder: Path) -> bytes:
             f"{folder}: a value of the model card or tokenizer does not fit a GGUF key ({error}); "
             "use the checkpoint's own files"
         ) from error
-    header = buffer.getvalue()
-    return header.ljust(_aligned(len(header)), b"\0")
+    headers = [buffer.getvalue() for buffer in buffers]
+    return [header.ljust(aligned(len(header)), b"\0") for header in headers]
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """The next offset at which a tensor may start."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
