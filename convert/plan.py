@@ -15,7 +15,7 @@ from convert.encode import QuantType, row_nbytes
 from convert.errors import CheckpointError
 from convert.imatrix import Imatrix
 from convert.provenance import add_provenance
-from convert.qwen2 import Qwen2Config
+from convert.qwen2 import Qwen2Config, tensor_specs
 from convert.recipe import Recipe, choose_types
 from convert.recipe_file import recipe_text
 from convert.tokenizer_metadata import add_general, add_tokenizer
@@ -131,6 +131,16 @@ def plan_tensors(
     return tuple(tensors)
 
 
+def described(checkpoint: Checkpoint) -> gguf.GGUFWriter:
+    """A writer that holds all keys that do not depend on the recipe."""
+    writer = gguf.GGUFWriter(None, "qwen2")
+    specs = tensor_specs(checkpoint.model)
+    add_general(writer, checkpoint, sum(prod(spec.shape) for spec in specs))
+    _add_sizes(writer, checkpoint)
+    add_tokenizer(writer, checkpoint.path, checkpoint.model.vocab_size)
+    return writer
+
+
 def _headers(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -141,13 +151,9 @@ def _headers(
 
     Key for key what llama.cpp's converter writes, then where the file comes from.
     """
-    model = checkpoint.model
-    writer = gguf.GGUFWriter(None, "qwen2")
-    add_general(writer, checkpoint, sum(prod(tensor.shape) for tensor in tensors))
-    _add_sizes(writer, checkpoint)
+    writer = described(checkpoint)
     writer.add_file_type(recipe.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_tokenizer(writer, checkpoint.path, model.vocab_size)
     add_provenance(
         writer,
         checkpoint,
