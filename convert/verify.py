@@ -1,7 +1,7 @@
 """GGUF files held against what they should be: their hashes, their source, plain numbers."""
 
 import hashlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ import numpy as np
 
 from convert.checkpoint import Checkpoint
 from convert.decode import can_decode, decode_rows
-from convert.encode import ByteArray, n_cores
+from convert.encode import ByteArray, QuantType, n_cores
 from convert.errors import GgufError
 from convert.gguf_header import GgufTensor
 from convert.gguf_parts import GgufModel, GgufPart, read_model, read_parts
@@ -47,6 +47,17 @@ class TensorCheck:
     @property
     def message(self) -> str:
         return f"{self.path}: {self.tensor.name} {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSummary:
+    """RMS error over RMS weight of all tensors of a type together, and of the worst of them."""
+
+    quant_type: QuantType
+    n_tensors: int
+    relative: float
+    largest: float
+    largest_in: str
 
 
 def verify_model(
@@ -116,6 +127,24 @@ def listed_hashes(model: GgufModel) -> dict[str, str]:
     if model.metadata.get(FILE_TYPE) != model.metadata.get("general.file_type"):
         return {}
     return dict(zip(model.tensors, hashes, strict=True))
+
+
+def summarize_errors(checks: Sequence[TensorCheck]) -> list[ErrorSummary]:
+    """By type, the coarsest first; empty where no source was given."""
+    by_type: dict[QuantType, list[TensorCheck]] = defaultdict(list)
+    for check in checks:
+        if check.error is not None:
+            by_type[check.tensor.quant_type].append(check)
+    summaries = []
+    for quant_type, members in by_type.items():
+        errors = [(check.error or TensorError()).relative for check in members]
+        worst = int(np.argmax(errors))
+        total = sum((check.error or TensorError() for check in members), TensorError())
+        name = members[worst].tensor.name
+        summaries.append(
+            ErrorSummary(quant_type, len(members), total.relative, errors[worst], name)
+        )
+    return sorted(summaries, key=lambda summary: -summary.relative)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ COMMANDS_ELSEWHERE = {
         "Measure what a checkpoint's linears read: imatrix, Hessians.",
     ),
     "convert": Elsewhere("convert.cli", "app", "Convert a checkpoint to GGUF or GPTQ files."),
+    "verify": Elsewhere("convert.verify_cli", "app", "Read a GGUF file whole and judge it."),
+    "inspect": Elsewhere("convert.inspect_cli", "app", "Show what a GGUF file is made of."),
     "eval": Elsewhere("quant_eval.cli", "app", "Measure what quantizing did to a model."),
 }
 

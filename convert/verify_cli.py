@@ -1,0 +1,136 @@
+"""`qwq verify`: every tensor of a GGUF file read and judged."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convert.errors import GgufError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convert.checkpoint import Checkpoint
+    from convert.verify import TensorCheck
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(
+    epilog="Example: qwq verify models/QwQ-32B/QwQ-32B-Q4_K_M.gguf --source models/QwQ-32B"
+)
+def verify(
+    file: Annotated[Path, typer.Argument(help="GGUF file; of several parts the first.")],
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint that it was made from.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads (default: all cores).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors alone.")] = False,
+) -> None:
+    """Read a GGUF file whole, ours or not, and name the first tensor that is wrong.
+
+    Checked are the header, that every weight is a number, and the file's own list of hashes where
+    it has one. With --source also that each tensor is as near to the checkpoint's as its type can
+    be, and that sizes, tokens and template are the checkpoint's.
+    """
+    from rich.console import Console
+
+    from convert.checkpoint import Checkpoint
+    from convert.gguf_parts import read_model
+    from convert.verify import listed_hashes
+
+    console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
+    has_hashes = bool(listed_hashes(read_model(file)))
+    with Checkpoint.open(source) if source is not None else nullcontext() as opened:
+        checks = _run(file, opened, threads, console)
+    wrong = [check for check in checks if check.problem]
+    if as_json:
+        typer.echo(json.dumps(_document(checks), indent=2))
+    elif not wrong:
+        _show(file, checks, has_hashes=has_hashes)
+    for check in wrong[1:]:
+        console.print(f"also {check.message}", soft_wrap=True)
+    if wrong:
+        raise GgufError(wrong[0].message)
+
+
+def _run(
+    file: Path, source: Checkpoint | None, threads: int | None, console: Console
+) -> list[TensorCheck]:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from convert.verify import verify_model
+
+    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
+        task = progress.add_task("")
+
+        def show(n_done: int, n_bytes: int) -> None:
+            progress.update(task, completed=n_done, total=n_bytes)
+
+        return list(verify_model(file, source=source, threads=threads, on_progress=show))
+
+
+def _show(file: Path, checks: list[TensorCheck], *, has_hashes: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from convert.files import format_nbytes
+    from convert.verify import summarize_errors
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    nbytes = sum(check.tensor.nbytes for check in checks)
+    hashes = "as its own hashes say" if has_hashes else "it lists no hashes"
+    console.print(f"{file}: sound, {len(checks)} tensors, {format_nbytes(nbytes)}, {hashes}")
+    summaries = summarize_errors(checks)
+    if not summaries:
+        console.print("no --source was given: errors were not measured")
+        return
+    table = Table("type", "tensors", "error", "largest", "in", box=None)
+    for summary in summaries:
+        table.add_row(
+            summary.quant_type.name,
+            str(summary.n_tensors),
+            f"{summary.relative:.3%}",
+            f"{summary.largest:.3%}",
+            summary.largest_in,
+        )
+    console.print(table)
+
+
+def _document(checks: list[TensorCheck]) -> dict[str, object]:
+    return {
+        "sound": not any(check.problem for check in checks),
+        "tensors": [
+            {
+                "file": str(check.path),
+                "name": check.tensor.name,
+                "type": check.tensor.quant_type.name,
+                "shape": check.tensor.shape,
+                "nbytes": check.tensor.nbytes,
+                "sha256": check.sha256,
+                "problem": check.problem,
+            }
+            | (
+                {}
+                if check.error is None
+                else {
+                    "relative_error": check.error.relative,
+                    "worst_row": check.error.worst_row,
+                    "scale": check.error.scale,
+                }
+            )
+            for check in checks
+        ],
+    }
