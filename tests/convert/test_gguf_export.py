@@ -1,11 +1,8 @@
-"""The one-pass file equals what llama.cpp's own quantizer makes of the BF16 file, byte for byte."""
+"""One pass over a checkpoint: bytes that never change, bounded memory, nothing left by errors."""
 
-import ctypes
 import hashlib
 import tracemalloc
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,130 +11,19 @@ from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, DiskFullError, OutputExistsError
 from convert.files import partial_path
 from convert.gguf_export import GgufResult, export_gguf, export_planned
-from convert.gguf_header import MetadataValue, read_header
+from convert.gguf_header import read_header
 from convert.plan import plan_file
-from convert.recipe import RECIPES, Recipe
+from convert.recipe import RECIPES
+from tests.oracles.llama_quantizer import quantize_with_llama_cpp, stored_tensors
 from tests.synthetic import Array, write_checkpoint
 
 NANO = Path(__file__).parents[2] / "quant_eval/nano/checkpoint"
 ONE_LAYER = {"num_hidden_layers": 1, "max_window_layers": 1}
 
 
-class StoredTensor(NamedTuple):
-    quant_type: str
-    shape: tuple[int, ...]
-    sha256: str
-
-
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    data = path.read_bytes()
-    return {
-        tensor.name: StoredTensor(
-            tensor.quant_type.name,
-            tensor.shape,
-            hashlib.sha256(data[tensor.offset : tensor.offset + tensor.nbytes]).hexdigest(),
-        )
-        for tensor in read_header(path).tensors.values()
-    }
-
-
-def metadata_of(path: Path) -> dict[str, MetadataValue]:
-    """All keys but our own, which the other quantizer copies from the BF16 file."""
-    metadata = read_header(path).metadata
-    return {key: value for key, value in metadata.items() if not key.startswith("qwq.")}
-
-
 def export(folder: Path, recipe_name: str, path: Path, *, threads: int = 2) -> GgufResult:
     with Checkpoint.open(folder) as checkpoint:
         return export_gguf(checkpoint, recipe_name, path, threads=threads)
-
-
-def quantize_with_llama_cpp(bf16_path: Path, recipe: Recipe, path: Path) -> None:
-    import llama_cpp
-
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype = int(recipe.file_type)
-    settings.nthread = 2
-    failed = llama_cpp.llama_model_quantize(
-        str(bf16_path).encode(), str(path).encode(), ctypes.byref(settings)
-    )
-    assert not failed
-
-
-SHAPES: dict[str, Mapping[str, object]] = {
-    "unshared heads": {"num_hidden_layers": 20, "num_key_value_heads": 4, "intermediate_size": 256},
-    "rows of 288 and 544": {
-        "hidden_size": 288,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 544,
-        "num_hidden_layers": 3,
-        "vocab_size": 321,
-    },
-    "rows of 1000": {
-        "hidden_size": 1000,
-        "num_attention_heads": 10,
-        "intermediate_size": 256,
-        "num_hidden_layers": 1,
-        "vocab_size": 321,
-    },
-    "tied embeddings": {"tie_word_embeddings": True, "num_hidden_layers": 2},
-    "80 layers": {"num_hidden_layers": 80, "intermediate_size": 256, "vocab_size": 288},
-}
-
-
-@pytest.fixture(scope="module")
-def bf16_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """A checkpoint by name and its BF16 file, each made once."""
-    made: dict[str, tuple[Path, Path]] = {}
-
-    def make(name: str) -> tuple[Path, Path]:
-        if name not in made:
-            root = tmp_path_factory.mktemp("source")
-            folder = NANO if name == "nano" else root / "checkpoint"
-            if name != "nano":
-                write_checkpoint(folder, config={"max_window_layers": 99} | dict(SHAPES[name]))
-            export(folder, "BF16", root / "bf16.gguf")
-            made[name] = folder, root / "bf16.gguf"
-        return made[name]
-
-    return make
-
-
-CASES = [pytest.param("nano", recipe) for recipe in RECIPES] + [
-    pytest.param(name, recipe, marks=pytest.mark.slow if name == "80 layers" else ())
-    for name, recipes in {
-        "unshared heads": ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K"),
-        "rows of 288 and 544": ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"),
-        "rows of 1000": ("Q8_0", "Q6_K", "Q4_K_M", "F16"),
-        "tied embeddings": ("Q8_0", "Q4_K_M"),
-        "80 layers": ("Q3_K_M",),
-    }.items()
-    for recipe in recipes
-]
-
-
-@pytest.mark.parametrize(("source", "recipe_name"), CASES)
-def test_same_types_and_bytes_as_llama_cpp(
-    tmp_path: Path,
-    bf16_of: Callable[[str], tuple[Path, Path]],
-    source: str,
-    recipe_name: str,
-) -> None:
-    """Every tensor's type, shape and bytes, and all metadata, equal llama.cpp's own.
-
-    Catches a wrong rule of a recipe, a wrong row cut, a wrong encoder call.
-    """
-    folder, bf16_path = bf16_of(source)
-    export(folder, recipe_name, tmp_path / "ours.gguf")
-    quantize_with_llama_cpp(bf16_path, RECIPES[recipe_name], tmp_path / "theirs.gguf")
-    ours, theirs = stored_tensors(tmp_path / "ours.gguf"), stored_tensors(tmp_path / "theirs.gguf")
-    assert ours == theirs
-    our_metadata = metadata_of(tmp_path / "ours.gguf")
-    their_metadata = metadata_of(tmp_path / "theirs.gguf")
-    assert our_metadata.keys() == their_metadata.keys()
-    for key, value in our_metadata.items():
-        np.testing.assert_array_equal(value, their_metadata[key])
 
 
 @pytest.mark.parametrize("dtype", ["F16", "F32"])

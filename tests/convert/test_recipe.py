@@ -1,15 +1,18 @@
 """QwQ-32B's recipes without its weights: types and exact sizes from its config alone."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from convert.encode import QuantType
-from convert.errors import UsageError
+from convert.errors import QwqError, UsageError
+from convert.imatrix import Imatrix
 from convert.plan import TensorPlan, plan_tensors
-from convert.qwen2 import parse_config
-from convert.recipe import RECIPES, find_recipe
+from convert.qwen2 import parse_config, tensor_specs
+from convert.recipe import RECIPES, Override, find_recipe
 
 QWQ_32B = parse_config(
     {
@@ -27,26 +30,44 @@ QWQ_32B = parse_config(
     },
     "QwQ-32B",
 )
+UNIFORM = Imatrix(
+    {
+        spec.gguf_name: np.ones(spec.shape[-1], dtype=np.float32)
+        for spec in tensor_specs(QWQ_32B)
+        if len(spec.shape) > 1
+    },
+    {},
+    1,
+    512,
+    (),
+    "",
+)
+"""Importance that is the same everywhere."""
 HEADER_NBYTES = 6e6
 """About: 152,064 tokens and their types, 151,387 merges, 771 tensors."""
 
 
 @pytest.mark.parametrize(
-    ("recipe_name", "expected_gb"),
+    ("recipe_name", "imatrix", "expected_gb"),
     [
-        ("BF16", 65.536),
-        ("Q8_0", 34.821),
-        ("Q6_K", 26.886),
-        ("Q5_K_M", 23.262),
-        ("Q4_K_M", 19.851),
-        ("Q4_K_S", 18.784),
-        ("Q3_K_M", 15.935),
-        ("Q2_K", 12.313),
+        ("BF16", None, 65.536),
+        ("Q8_0", None, 34.821),
+        ("Q6_K", None, 26.886),
+        ("Q5_K_M", None, 23.262),
+        ("Q4_K_M", None, 19.851),
+        ("Q4_K_M", UNIFORM, 19.851),
+        ("Q4_K_S", None, 18.784),
+        ("IQ4_XS", UNIFORM, 17.693),
+        ("IQ4_XS", None, 17.870),
+        ("Q3_K_M", None, 15.935),
+        ("Q2_K", None, 12.313),
     ],
 )
-def test_file_sizes_of_qwq_32b(recipe_name: str, expected_gb: float) -> None:
+def test_file_sizes_of_qwq_32b(
+    recipe_name: str, imatrix: Imatrix | None, expected_gb: float
+) -> None:
     """The published files' sizes to the megabyte: catches a wrong rule in any of 771 tensors."""
-    last = plan_tensors(QWQ_32B, RECIPES[recipe_name])[-1]
+    last = plan_tensors(QWQ_32B, RECIPES[recipe_name], imatrix=imatrix)[-1]
     data_nbytes = last.offset + last.nbytes
     assert (data_nbytes + HEADER_NBYTES) / 1e9 == pytest.approx(expected_gb, abs=0.001)
 
@@ -73,7 +94,7 @@ def test_the_mix_of_q4_k_m() -> None:
 def test_vectors_stay_f32_in_every_recipe() -> None:
     """Norms and biases are never quantized; matrices always get what the recipe says."""
     for recipe in RECIPES.values():
-        tensors = plan_tensors(QWQ_32B, recipe)
+        tensors = plan_tensors(QWQ_32B, recipe, imatrix=UNIFORM)
         assert len(tensors) == 771
         vectors = [tensor for tensor in tensors if len(tensor.shape) == 1]
         assert Counter(t.quant_type for t in vectors) == {QuantType.F32: 64 * 5 + 1}
@@ -96,6 +117,42 @@ def test_an_unknown_type_names_the_known() -> None:
     assert find_recipe("q4_k_m") is RECIPES["Q4_K_M"]
     with pytest.raises(UsageError, match="--type Q4_K_XL: no such type; give one of F32, F16"):
         find_recipe("Q4_K_XL")
+
+
+def without(*names: str) -> Imatrix:
+    importance = {name: values for name, values in UNIFORM.importance.items() if name not in names}
+    return Imatrix(importance, {}, 1, 512, (), "")
+
+
+def test_what_needs_importance_is_refused_without() -> None:
+    """A very low type is refused where its tensor has no importance; the embeddings need none."""
+    with pytest.raises(UsageError, match=r"--type IQ2_XXS: blk\.0\.attn_q\.weight as IQ2_XXS is"):
+        plan_tensors(QWQ_32B, RECIPES["IQ2_XXS"])
+    with pytest.raises(UsageError, match=r"ffn_up\.weight: the imatrix has no entry for it"):
+        plan_tensors(QWQ_32B, RECIPES["IQ2_XXS"], imatrix=without("blk.9.ffn_up.weight"))
+    plan_tensors(QWQ_32B, RECIPES["IQ2_XXS"], imatrix=without("token_embd.weight", "output.weight"))
+    plan_tensors(QWQ_32B, RECIPES["Q4_K_M"], imatrix=without("blk.9.ffn_up.weight"))
+    coarse_embeddings = replace(RECIPES["Q4_K_M"], token_embedding_type=QuantType.IQ2_XXS)
+    with pytest.raises(UsageError, match=r"--type Q4_K_M: token_embd\.weight as IQ2_XXS is"):
+        plan_tensors(QWQ_32B, coarse_embeddings)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_importance_that_is_no_number_is_refused(value: float) -> None:
+    """NaN, infinite or negative importance would spoil the blocks: refused by the tensor's name."""
+    name = "blk.63.ffn_down.weight"
+    spoilt = np.ones(27648, dtype=np.float32)
+    spoilt[[5, 7]] = value
+    imatrix = Imatrix({**UNIFORM.importance, name: spoilt}, {}, 1, 512, (), "")
+    with pytest.raises(QwqError, match=rf"{name}: the imatrix holds 2 of 27,648 columns that are"):
+        plan_tensors(QWQ_32B, RECIPES["Q4_K_M"], imatrix=imatrix)
+
+
+def test_an_override_that_names_nothing_is_refused() -> None:
+    """A pattern with a slip in it is an error, not a file without the override."""
+    recipe = replace(RECIPES["Q4_K_M"], overrides=(Override("fnn_down", QuantType.Q8_0),))
+    with pytest.raises(UsageError, match="fnn_down=Q8_0: is found in none of the 450 matrices'"):
+        plan_tensors(QWQ_32B, recipe)
 
 
 def test_a_fallback_stands_in_the_plan() -> None:
