@@ -25,7 +25,6 @@ class Estimate:
 
 def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> Estimate:
     """Count the work of export_gptq() on n_tokens calibration tokens."""
-    hidden, inner = model.hidden_size, model.intermediate_size
     solves = sites(model)
     n_weights = sum(n_in * n_out for n_in, n_out in solves)
     n_matrix = PASSES * 2 * n_tokens * n_weights
@@ -37,7 +36,7 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
         n_elementwise += n_out * n_in * (settings.column_chunk + candidates)
     # The Hessian with three more of its size, or the activations; the rows with two copies.
     solving = max(4 * n_in**2 + 3 * n_in * n_out for n_in, n_out in solves)
-    floats = n_weights + n_tokens * hidden + max(solving, 4 * BATCH_TOKENS * inner)
+    floats = 2 * n_weights + max(solving, 4 * BATCH_TOKENS * model.intermediate_size)  # next layer
     return Estimate(
         float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), 4 * floats
     )

@@ -1,7 +1,7 @@
-"""The GPTQ solver: one weight matrix and its Hessian in, codes and scales out.
+"""The GPTQ solver: one weight matrix and its Hessian in, codes, scales and zeros out.
 
-Columns are fixed from left to right; each rounding error is spread over the columns to come so that
-the layer's output changes least. Pure arrays, on any device, in the Hessian's dtype.
+Columns are fixed one after the other; each rounding error is spread over the columns to come so
+that the layer's output changes least. Pure arrays, on any device, in the Hessian's dtype.
 Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", algorithm 1.
 """
@@ -19,51 +19,83 @@ if TYPE_CHECKING:
 SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
 LARGEST_SCALE = 65504.0  # and its largest
 MAX_DAMP = 1.0
+PER_CHANNEL = -1
+ORDERS = ("columns", "groups", "activations")
 
 
 @dataclass(frozen=True, slots=True)
 class GptqSettings:
     """How to quantize.
 
-    group_size: columns sharing a scale. damp: fraction of the mean diagonal added to the Hessian's.
-    clip_steps: how many clipped scales are tried beside the full one; 0 tries none.
+    group_size: columns sharing a scale; -1: all of a row. symmetric: 0 has the middle code.
+    order: "columns" goes from left to right; "groups" takes the groups, and the columns in each,
+    from the most active down (Gafni et al. 2025, group-aware reordering); "activations" does so
+    with all columns and groups them in that order, for which readers need a lookup.
+    damp: fraction of the mean diagonal added to the Hessian's. clip_steps: how many clipped scales
+    are tried beside the full one; 0 tries none. version: of the file format, 1 or 2.
     column_chunk: columns solved before the lazy update of the rest; it changes speed alone.
     """
 
     bits: int = 4
     group_size: int = 128
+    symmetric: bool = True
+    order: str = "columns"
     damp: float = 0.05
     clip_steps: int = 24
+    version: int = 1
     column_chunk: int = 128
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 3, 4, 8):
-            raise UsageError(f"bits: {self.bits} is not one of 2, 3, 4, 8; choose one of them")
-        if self.group_size not in (32, 64, 128):
-            raise UsageError(
-                f"group size: {self.group_size} is not one of 32, 64, 128; choose one of them"
-            )
+        for name, value, known in (
+            ("bits", self.bits, (2, 3, 4, 8)),
+            ("group size", self.group_size, (PER_CHANNEL, 32, 64, 128)),
+            ("order", self.order, ORDERS),
+            ("format version", self.version, (1, 2)),
+        ):
+            if value not in known:
+                choices = ", ".join(map(str, known))
+                raise UsageError(f"{name}: {value} is not one of {choices}; choose one of them")
         if not 0 < self.damp <= MAX_DAMP:
             raise UsageError(f"damp: {self.damp} is not between 0 and {MAX_DAMP}; 0.05 is usual")
         assert self.clip_steps >= 0
         assert self.column_chunk > 0
 
     @property
-    def zero(self) -> int:
-        """The code that stands for 0: the middle of the range, for quantization is symmetric."""
+    def max_code(self) -> int:
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The code of 0 where quantization is symmetric."""
         return 1 << (self.bits - 1)
+
+    def columns_per_group(self, n_in: int) -> int:
+        return n_in if self.group_size == PER_CHANNEL else self.group_size
 
 
 @dataclass(frozen=True, slots=True)
 class GptqSolution:
-    """A quantized matrix: weight = (code - zero) * scale of its row and group.
+    """A quantized matrix: weight = (code - zero) * scale, zero and scale of its row and group.
 
-    codes: (n_out, n_in) uint8. scales: (n_out, n_groups) float16. damp: what the Hessian needed.
+    codes: (n_out, n_in) uint8. scales: (n_out, n_groups) float16. zeros: the same shape, uint8.
+    group_of: (n_in,) int64, each column's group. damp: what the Hessian needed.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
+    zeros: torch.Tensor
+    group_of: torch.Tensor
     damp: float
+
+    def rows(self, start: int, stop: int) -> GptqSolution:
+        """The part of some outputs."""
+        return GptqSolution(
+            self.codes[start:stop],
+            self.scales[start:stop],
+            self.zeros[start:stop],
+            self.group_of,
+            self.damp,
+        )
 
 
 def quantize_matrix(
@@ -78,79 +110,139 @@ def quantize_matrix(
     """
     import torch
 
+    if settings.order == "columns":
+        return _solve(weight, hessian, settings)
+    n_in = weight.shape[1]
+    group_size = settings.columns_per_group(n_in)
+    if settings.order == "groups":
+        group_order, order = _group_aware_order(hessian.diagonal(), group_size)
+    else:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+    solution = _solve(weight[:, order], hessian[order][:, order], settings)
+    rank = torch.argsort(order)
+    codes, group_of = solution.codes[:, rank], solution.group_of[rank]
+    if settings.order == "activations":
+        return GptqSolution(codes, solution.scales, solution.zeros, group_of, solution.damp)
+    return GptqSolution(
+        codes,
+        solution.scales[:, group_order.argsort()],
+        solution.zeros[:, group_order.argsort()],
+        group_order[group_of],
+        solution.damp,
+    )
+
+
+def _group_aware_order(
+    diagonal: torch.Tensor, group_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Groups by their most active column, and all columns in that order of groups."""
+    by_group = diagonal.reshape(-1, group_size)  # (n_groups, group_size)
+    group_order = by_group.amax(dim=1).argsort(descending=True, stable=True)
+    within = by_group[group_order].argsort(dim=1, descending=True, stable=True)
+    return group_order, (group_order[:, None] * group_size + within).flatten()
+
+
+def _solve(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSettings) -> GptqSolution:
+    """Algorithm 1, columns from left to right in contiguous groups."""
+    import torch
+
     n_out, n_in = weight.shape
-    group_size, zero = settings.group_size, settings.zero
+    group_size = settings.columns_per_group(n_in)
     assert n_in % group_size == 0, (n_in, group_size)
     inv_chol, damp = factor_inverse(hessian, settings.damp)
     columns = weight.T.to(hessian.dtype, copy=True).contiguous()  # (n_in, n_out)
     codes = torch.empty(n_in, n_out, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(n_in // group_size, n_out, dtype=columns.dtype, device=weight.device)
+    zeros = torch.empty_like(scales)
     for start in range(0, n_in, settings.column_chunk):
         stop = min(start + settings.column_chunk, n_in)
         errors = columns.new_zeros(stop - start, n_out)
         for column in range(start, stop):
+            index = column // group_size
             if column % group_size == 0:
                 group_stop = column + group_size
                 within = columns[column : min(stop, group_stop)]
                 # The lazy update has not reached the group's columns after the chunk.
                 spread = inv_chol[start:column, stop:group_stop].T @ errors[: column - start]
                 group = torch.cat([within, columns[stop:group_stop] - spread])
-                scales[column // group_size] = choose_scales(group, settings)
-            scale = scales[column // group_size]
-            code = round_to_codes(columns[column], scale, zero)
-            error = (columns[column] - code * scale) / inv_chol[column, column]
+                scales[index], zeros[index] = choose_grid(group, settings)
+            code = round_to_codes(columns[column], scales[index], zeros[index], settings)
+            rounded = (code - zeros[index]) * scales[index]
+            error = (columns[column] - rounded) / inv_chol[column, column]
             columns[column:stop] -= inv_chol[column, column:stop, None] * error
             errors[column - start] = error
-            codes[column] = (code + zero).to(torch.uint8)
+            codes[column] = code.to(torch.uint8)
         columns[stop:] -= inv_chol[start:stop, stop:].T @ errors
-    return GptqSolution(codes.T, scales.T.to(torch.float16), damp)
+    group_of = torch.arange(n_in, device=weight.device) // group_size
+    return GptqSolution(
+        codes.T, scales.T.to(torch.float16), zeros.T.to(torch.uint8), group_of, damp
+    )
 
 
-def dequantize(solution: GptqSolution, settings: GptqSettings) -> torch.Tensor:
+def dequantize(solution: GptqSolution) -> torch.Tensor:
     """The weights that the codes stand for, (n_out, n_in) float32."""
     import torch
 
-    scales = solution.scales.to(torch.float32).repeat_interleave(settings.group_size, dim=1)
-    return (solution.codes.to(torch.float32) - settings.zero) * scales
+    scales = solution.scales.to(torch.float32)[:, solution.group_of]
+    zeros = solution.zeros.to(torch.float32)[:, solution.group_of]
+    return (solution.codes.to(torch.float32) - zeros) * scales
 
 
-def round_to_codes(values: torch.Tensor, scale: torch.Tensor, zero: int) -> torch.Tensor:
-    """The nearest codes, from -zero to zero - 1."""
-    return (values / scale).round().clamp(-zero, zero - 1)
+def round_to_codes(
+    values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, settings: GptqSettings
+) -> torch.Tensor:
+    """The nearest codes, from 0 to max_code."""
+    return ((values / scale).round() + zero).clamp(0, settings.max_code)
 
 
-def choose_scales(group: torch.Tensor, settings: GptqSettings) -> torch.Tensor:
-    """For each output the scale, a float16 number, with the least squared error over its group.
+def choose_grid(group: torch.Tensor, settings: GptqSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each output the scale, a float16 number, and the zero with the least squared error.
 
-    group: (group_size, n_out). Tried are the scale at which the largest weight lies half a step
-    outside the codes, and smaller ones, which clip it for finer steps in between.
+    group: (group_size, n_out). Tried are the grid that just holds the group's weights (symmetric:
+    the largest lies half a step outside the codes), and smaller ones, which clip for finer steps in
+    between. Zeros are 1 or more, since version 1 stores them minus one.
     Raises NumericalError where weights are too large for float16.
     """
     import torch
 
-    full = group.abs().amax(dim=0) / (settings.zero - 0.5)  # (n_out,)
+    if settings.symmetric:
+        low = None
+        full = group.abs().amax(dim=0) / (settings.middle - 0.5)  # (n_out,)
+    else:
+        low, high = group.amin(dim=0).clamp(max=0), group.amax(dim=0).clamp(min=0)
+        full = (high - low) / settings.max_code
     if not bool((full <= LARGEST_SCALE).all()):
         raise NumericalError(
             f"a scale of {float(full.max()):.3g} is above {LARGEST_SCALE:.0f}, all that float16 "
             "holds; the weights are damaged, download the checkpoint again"
         )
-    best_scale = _as_float16(full)
+    best_scale, best_zero = _grid(full, low, settings)
     if not settings.clip_steps:
-        return best_scale
+        return best_scale, best_zero
     best_error = torch.full_like(full, torch.inf)
     for step in range(settings.clip_steps + 1):
-        scale = _as_float16(full * (1 - 0.5 * step / settings.clip_steps))
-        rounded = round_to_codes(group, scale, settings.zero) * scale
+        kept = 1 - 0.5 * step / settings.clip_steps
+        scale, zero = _grid(full * kept, None if low is None else low * kept, settings)
+        rounded = (round_to_codes(group, scale, zero, settings) - zero) * scale
         error = (group - rounded).square().sum(dim=0)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-    return best_scale
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
 
 
-def _as_float16(scale: torch.Tensor) -> torch.Tensor:
-    """Rounded to a positive float16 number, kept in its own dtype."""
-    return scale.half().to(scale.dtype).clamp(min=SMALLEST_SCALE)
+def _grid(
+    scale: torch.Tensor, low: torch.Tensor | None, settings: GptqSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A scale that float16 holds, and the zero that puts `low` at code 0; low None: the middle."""
+    import torch
+
+    # Rounded to a positive float16 number, kept in its own dtype.
+    scale = scale.half().to(scale.dtype).clamp(min=SMALLEST_SCALE)
+    if low is None:
+        return scale, torch.full_like(scale, settings.middle)
+    return scale, (-low / scale).round().clamp(1, settings.max_code)
 
 
 def factor_inverse(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, float]:

@@ -35,8 +35,21 @@ def gptq_command(
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of a weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[
-        int, typer.Option(help="Input columns that share a scale: 32, 64 or 128.")
+        int, typer.Option(help="Input columns that share a scale: 32, 64, 128, or -1 for all.")
     ] = 128,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Give every group a zero point of its own.")
+    ] = False,
+    order: Annotated[
+        str,
+        typer.Option(
+            help="Which columns are fixed first: columns (from left to right), groups (the most "
+            "active ones, group by group) or activations (act-order, slower to run)."
+        ),
+    ] = "columns",
+    version: Annotated[
+        int, typer.Option("--format-version", help="1, which all read, or 2 (gptq_v2).")
+    ] = 1,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -48,7 +61,13 @@ def gptq_command(
     tokens: Annotated[
         int, typer.Option(min=1, help="Calibration tokens; more take longer and fit better.")
     ] = 16_384,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda, mps or cpu (default: the best there is).", show_default=False),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a folder that exists, finished or not.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be written and stop.")
     ] = False,
@@ -58,7 +77,7 @@ def gptq_command(
     """Write a GPTQ folder for transformers, GPTQModel and vLLM.
 
     One layer is in memory at a time. The weights are fitted to calibration conversations, thoughts
-    included. The folder gets its name when it is complete.
+    included. Interrupted, the same command continues where it was.
     """
     from rich.console import Console
 
@@ -66,9 +85,17 @@ def gptq_command(
     from convert.files import check_disk_space, refuse_existing
     from convert.gptq import GptqSettings
     from convert.gptq_export import export_gptq, plan_gptq
+    from convert.layer_stream import find_device
     from convert.passages import built_in_passages, load_passages
 
-    settings = GptqSettings(bits=bits, group_size=group_size)
+    settings = GptqSettings(
+        bits=bits,
+        group_size=group_size,
+        symmetric=not asymmetric,
+        order=order,
+        version=version,
+    )
+    chosen = find_device(device)
     console = Console(stderr=True, quiet=quiet, highlight=False)
     with Checkpoint.open(checkpoint) as opened:
         target = out or Path("models") / opened.name / f"{opened.name}-gptq-{bits}bit"
@@ -92,6 +119,7 @@ def gptq_command(
                 settings=settings,
                 calibration=passages,
                 n_tokens=tokens,
+                device=chosen,
                 force=force,
                 on_progress=on_progress,
             )

@@ -7,11 +7,12 @@ qweight, qzeros, scales and g_idx, packed into int32 along the inputs; all else 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,27 +27,32 @@ from convert.calibration import (
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import NumericalError
-from convert.files import check_disk_space, refuse_existing, replacing_folder
+from convert.files import check_disk_space, refuse_existing
+from convert.fingerprint import fingerprint
 from convert.gptq import GptqSettings, dequantize, quantize_matrix
 from convert.gptq_format import packed_arrays, packed_tensors, quantization_config
 from convert.hessian import accumulate_hessian
 from convert.layer_stream import (
     HALVES,
+    INPUT_SITES,
     Half,
     LayerStream,
     capturing_input,
     n_tokens_of,
     threads_for,
 )
+from convert.layer_work import LayerWork, layer_work, read_states, write_states
 from convert.passages import calibration_batches
 from convert.qwen2 import TensorSpec, tensor_specs
-from convert.safetensors_writer import OutputTensor, split_into_shards, write_shards
+from convert.safetensors_writer import OutputTensor, write_index, write_shard
 
 if TYPE_CHECKING:
     import torch
     from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 DEFAULT_N_TOKENS = 16_384
+EMBEDDINGS = "model.embed_tokens.weight"
+LINEARS = tuple(name for names in INPUT_SITES.values() for name in names)
 COPY_ROWS = 8192  # of an unquantized matrix at a time
 COPIED_FILES = (
     "added_tokens.json",
@@ -66,11 +72,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GptqPlan:
-    """What will be written, known from the headers alone."""
+    """What will be written, known from the headers alone: shards by file name.
 
-    tensors: tuple[OutputTensor, ...]
+    The embeddings make the first shard, each layer one of its own, and what is left the last.
+    """
+
+    shards: dict[str, tuple[OutputTensor, ...]]
     n_weights: int
     n_quantized: int
+
+    @property
+    def tensors(self) -> tuple[OutputTensor, ...]:
+        return tuple(tensor for shard in self.shards.values() for tensor in shard)
 
     @property
     def nbytes(self) -> int:
@@ -98,17 +111,23 @@ def plan_gptq(checkpoint: Checkpoint, settings: GptqSettings) -> GptqPlan:
 
     Raises CheckpointError for a linear whose sizes the format cannot hold.
     """
-    tensors: list[OutputTensor] = []
+    n_shards = checkpoint.model.n_layers + 2
+    names = [f"model-{i:05}-of-{n_shards:05}.safetensors" for i in range(1, n_shards + 1)]
+    shards: list[list[OutputTensor]] = [[] for _ in names]
     n_weights = n_quantized = 0
     for spec in tensor_specs(checkpoint.model):
         n_weights += int(np.prod(spec.shape, dtype=np.int64))
+        if spec.layer_index is not None:
+            shard = shards[spec.layer_index + 1]
+        else:
+            shard = shards[0 if spec.name == EMBEDDINGS else -1]
         if is_quantized(spec):
             n_quantized += 1
-            tensors += packed_tensors(spec, settings)
+            shard += packed_tensors(spec, settings)
         else:
             info = checkpoint.tensors[spec.name]
-            tensors.append(OutputTensor(spec.name, info.dtype, info.shape, info.nbytes))
-    return GptqPlan(tuple(tensors), n_weights, n_quantized)
+            shard.append(OutputTensor(spec.name, info.dtype, info.shape, info.nbytes))
+    return GptqPlan(dict(zip(names, map(tuple, shards), strict=True)), n_weights, n_quantized)
 
 
 def is_quantized(spec: TensorSpec) -> bool:
@@ -123,107 +142,147 @@ def export_gptq(
     settings: GptqSettings,
     calibration: Sequence[Passage],
     n_tokens: int | None = DEFAULT_N_TOKENS,
+    device: str = "cpu",
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> GptqResult:
     """Quantize every linear of every layer and write the folder, whole or not at all.
 
     on_progress: called with the linears done and all there are. The same input gives the same bytes
-    on the same machine and threads.
+    on the same machine and threads; interrupted, the same call continues with the first unfinished
+    layer.
     Raises QwqError for an output that exists, a full disk, and weights or inputs that are broken.
     """
     refuse_existing(out_folder, force=force)
     plan = plan_gptq(checkpoint, settings)
-    check_disk_space(out_folder, plan.nbytes)
     batches = calibration_batches(checkpoint, calibration, n_tokens=n_tokens)
+    n_calibration_tokens = n_tokens_of(batches)
+    states_nbytes = 3 * 4 * n_calibration_tokens * checkpoint.model.hidden_size
+    check_disk_space(out_folder, plan.nbytes + states_nbytes)
     meta = {
         "quantizer": [f"qwq-local:{version('qwq-local')}"],
         "calibration_sha256": set_digest(calibration),
-        "calibration_tokens": n_tokens_of(batches),
+        "calibration_tokens": n_calibration_tokens,
         "clip_steps": settings.clip_steps,
+        "order": settings.order,
     }
-    run = _Run(checkpoint, settings, batches, plan.n_quantized, on_progress)
-    with replacing_folder(out_folder, force=force) as folder, threads_for(checkpoint.model):
-        write_shards(folder, split_into_shards(plan.tensors), run.chunks())
-        _write_configs(checkpoint, folder, settings, meta)
+    made_of = {
+        "checkpoint": fingerprint(checkpoint),
+        "meta": meta,
+        "settings": dataclasses.asdict(settings),
+    }
+    with (
+        layer_work(out_folder, made_of, force=force) as work,
+        threads_for(checkpoint.model),
+    ):
+        run = _Run(checkpoint, settings, batches, work, plan, device=device)
+        run.write_shards(on_progress)
+        _write_configs(checkpoint, work.folder, settings, meta)
+        write_index(work.folder, plan.shards)
+        raised_damp = dict(work.notes)
     return GptqResult(
         path=out_folder,
         nbytes=plan.nbytes,
         bits_per_weight=plan.bits_per_weight,
-        n_calibration_tokens=n_tokens_of(batches),
+        n_calibration_tokens=n_calibration_tokens,
         calibration_sha256=set_digest(calibration),
-        raised_damp=run.raised_damp,
+        raised_damp=raised_damp,
     )
 
 
 class _Run:
-    """One pass over the layers; it holds the count of linears done and the dampings raised."""
+    """The layers from the first unfinished one on."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         settings: GptqSettings,
         batches: Sequence[TokenBatch],
-        n_linears: int,
-        on_progress: Progress | None,
+        work: LayerWork,
+        plan: GptqPlan,
+        *,
+        device: str,
     ) -> None:
-        self.checkpoint = checkpoint
-        self.settings = settings
-        self.batches = batches
-        self._stream = LayerStream(checkpoint)
-        self.raised_damp: dict[str, float] = {}
-        self._n_done = 0
-        self._n_linears = n_linears
-        self._on_progress = on_progress
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._batches = batches
+        self._work = work
+        self._plan = plan
+        self._stream = LayerStream(checkpoint, device=device)
 
-    def chunks(self) -> Iterator[Chunk]:
-        """All output tensors in the plan's order."""
-        hidden = list(self._stream.embed(self.batches))
-        yield from self._copied("model.embed_tokens.weight")
-        for index in range(self.checkpoint.model.n_layers):
-            layer = self._stream.load_layer(index)
-            for half in HALVES:
-                yield from self._half_chunks(layer, f"model.layers.{index}", half, hidden)
-        for spec in tensor_specs(self.checkpoint.model):
-            if spec.layer_index is None and spec.name != "model.embed_tokens.weight":
-                yield from self._copied(spec.name)
+    def write_shards(self, on_progress: Progress | None) -> None:
+        work, shards = self._work, list(self._plan.shards.items())
+        if work.n_done == 0:
+            self._write(shards[0], self._copied(EMBEDDINGS))
+            write_states(work.states_path(0), self._stream.embed(self._batches))
+        for index, layer in self._stream.layers(work.n_done):
+            self._write(shards[index + 1], self._layer_chunks(index, layer, on_progress))
+            work.finish_layer(work.folder / shards[0][0], work.folder / shards[index + 1][0])
+        rest = (chunk for tensor in shards[-1][1] for chunk in self._copied(tensor.name))
+        self._write(shards[-1], rest)
 
-    def _half_chunks(
-        self, layer: Qwen2DecoderLayer, prefix: str, half: Half, hidden: list[torch.Tensor]
+    def _write(self, shard: tuple[str, tuple[OutputTensor, ...]], chunks: Iterator[Chunk]) -> None:
+        name, tensors = shard
+        write_shard(self._work.folder / name, tensors, chunks)
+
+    def _layer_chunks(
+        self, index: int, layer: Qwen2DecoderLayer, on_progress: Progress | None
     ) -> Iterator[Chunk]:
-        """Quantize half a layer in place, then move the hidden states past it.
+        """Quantize a layer half by half, and move the hidden states past each half.
 
         Each linear sees inputs that come from what is already quantized.
         """
-        norm, body = layer.get_submodule(half.norm), layer.get_submodule(half.body)
+        work = self._work
+        between = work.states_path(index).with_suffix(".half.f32")
+        paths = (work.states_path(index), between, work.states_path(index + 1))
+        n_done = index * len(LINEARS)
+        for half, before, after in zip(HALVES, paths, paths[1:], strict=False):
+            for chunk in self._half_chunks(layer, f"model.layers.{index}", half, before):
+                yield chunk
+                n_done += chunk[0].endswith(".g_idx")
+                if on_progress is not None and chunk[0].endswith(".g_idx"):
+                    on_progress(n_done, self._plan.n_quantized)
+            norm = layer.get_submodule(half.norm)
+            moved = (
+                states + self._stream.run_body(layer, half, norm(states))
+                for states in self._states(before)
+            )
+            write_states(after, moved)
+        between.unlink()
+
+    def _half_chunks(
+        self, layer: Qwen2DecoderLayer, prefix: str, half: Half, before: Path
+    ) -> Iterator[Chunk]:
         yield from self._copied(f"{prefix}.{half.norm}.weight")
-        where = f"{prefix}.{half.body}"
-        hessian = self._hessian_of_norm(norm, hidden)
-        yield from self._linear_chunks(where, body, half.first, hessian)
-        hessian = self._hessian_of_last(layer, half, hidden)
-        yield from self._linear_chunks(where, body, (half.last,), hessian)
-        for i, states in enumerate(hidden):
-            hidden[i] = states + self._stream.run_body(layer, half, norm(states))
+        for names in (half.first, (half.last,)):
+            hessian = self._hessian(layer, half, names[0], before)
+            yield from self._linear_chunks(
+                f"{prefix}.{half.body}", layer.get_submodule(half.body), names, hessian
+            )
 
-    def _hessian_of_norm(self, norm: torch.nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
-        hessian, n_seen = _empty_hessian(self.checkpoint.model.hidden_size), 0
-        for states, batch in zip(hidden, self.batches, strict=True):
-            n_seen = accumulate_hessian(hessian, norm(states[batch.is_token]), n_seen)
-        return hessian
-
-    def _hessian_of_last(
-        self, layer: Qwen2DecoderLayer, half: Half, hidden: list[torch.Tensor]
+    def _hessian(
+        self, layer: Qwen2DecoderLayer, half: Half, name: str, before: Path
     ) -> torch.Tensor:
+        """Of the inputs of one of the half's linears, from the half's hidden states."""
+        import torch
+
         norm = layer.get_submodule(half.norm)
-        linear = layer.get_submodule(half.body).get_submodule(half.last)
-        assert isinstance(linear.in_features, int)
-        hessian, n_seen = _empty_hessian(linear.in_features), 0
-        for states, batch in zip(hidden, self.batches, strict=True):
-            inputs: list[torch.Tensor] = []
-            with capturing_input(linear, inputs.append):
-                self._stream.run_body(layer, half, norm(states))
-            n_seen = accumulate_hessian(hessian, inputs[0][batch.is_token], n_seen)
+        linear = layer.get_submodule(half.body).get_submodule(name)
+        n_in = linear.get_parameter("weight").shape[1]
+        hessian, n_seen = torch.zeros(n_in, n_in, device=self._stream.device), 0
+        for states, batch in zip(self._states(before), self._batches, strict=True):
+            inputs = [norm(states)]
+            if name == half.last:
+                with capturing_input(linear, inputs.append):
+                    self._stream.run_body(layer, half, inputs[0])
+            is_token = batch.is_token.to(self._stream.device)
+            n_seen = accumulate_hessian(hessian, inputs[-1][is_token], n_seen)
         return hessian
+
+    def _states(self, path: Path) -> Iterator[torch.Tensor]:
+        hidden_size = self._checkpoint.model.hidden_size
+        for states in read_states(path, self._batches, hidden_size):
+            yield states.to(self._stream.device)
 
     def _linear_chunks(
         self, where: str, body: torch.nn.Module, names: tuple[str, ...], hessian: torch.Tensor
@@ -234,46 +293,29 @@ class _Run:
         """
         import torch
 
-        linears = {name: body.get_submodule(name) for name in names}
+        weights = {name: body.get_submodule(name).get_parameter("weight") for name in names}
         try:
-            solution = quantize_matrix(
-                torch.cat([linear.get_parameter("weight") for linear in linears.values()]),
-                hessian,
-                self.settings,
-            )
+            solution = quantize_matrix(torch.cat([*weights.values()]), hessian, self._settings)
         except NumericalError as error:
             raise NumericalError(f"{where}.{names[0]}.weight: {error}") from error
-        if solution.damp != self.settings.damp:
-            self.raised_damp |= dict.fromkeys((f"{where}.{name}" for name in names), solution.damp)
+        if solution.damp != self._settings.damp:
+            self._work.notes |= dict.fromkeys((f"{where}.{name}" for name in names), solution.damp)
             log.warning("%s: its Hessian needed damping %g", f"{where}.{names[0]}", solution.damp)
         start = 0
-        for name, linear in linears.items():
-            weight = linear.get_parameter("weight")
-            stop = start + len(weight)
-            codes, scales = solution.codes[start:stop], solution.scales[start:stop]
-            weight.copy_(dequantize(replace(solution, codes=codes, scales=scales), self.settings))
-            start = stop
-            yield from packed_arrays(
-                f"{where}.{name}.weight", codes.cpu().numpy(), scales.cpu().numpy(), self.settings
-            )
-            if f"{where}.{name}.bias" in self.checkpoint.tensors:
+        for name, weight in weights.items():
+            rows = solution.rows(start, start + len(weight))
+            start += len(weight)
+            weight.copy_(dequantize(rows))
+            yield from packed_arrays(f"{where}.{name}.weight", rows, self._settings)
+            if f"{where}.{name}.bias" in self._checkpoint.tensors:
                 yield from self._copied(f"{where}.{name}.bias")
-            self._n_done += 1
-            if self._on_progress is not None:
-                self._on_progress(self._n_done, self._n_linears)
 
     def _copied(self, name: str) -> Iterator[Chunk]:
         """A tensor in its own dtype, in slices: narrowing what was widened exactly is exact."""
-        info = self.checkpoint.tensors[name]
+        info = self._checkpoint.tensors[name]
         for start in range(0, info.shape[0], COPY_ROWS):
-            rows = self.checkpoint.rows(name, start, min(start + COPY_ROWS, info.shape[0]))
+            rows = self._checkpoint.rows(name, start, min(start + COPY_ROWS, info.shape[0]))
             yield name, _narrowed(rows, info.dtype)
-
-
-def _empty_hessian(n_in: int) -> torch.Tensor:
-    import torch
-
-    return torch.zeros(n_in, n_in, dtype=torch.float32)
 
 
 def _narrowed(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""GPTQ's file format, version 1: codes packed into int32, zeros stored minus one.
+"""GPTQ's file format: codes packed into int32; version 1 stores zeros minus one, 2 as they are.
 
 Readers: AutoGPTQ (which defined it), GPTQModel, transformers, vLLM.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.errors import CheckpointError
-from convert.gptq import GptqSettings
+from convert.gptq import GptqSettings, GptqSolution
 from convert.qwen2 import TensorSpec
 from convert.safetensors_writer import OutputTensor
 
@@ -26,12 +26,13 @@ def packed_tensors(spec: TensorSpec, settings: GptqSettings) -> Iterator[OutputT
     Raises CheckpointError where the linear's sizes do not fit the format.
     """
     n_out, n_in = spec.shape
-    if n_in % settings.group_size or n_out % CODES_PER_PACK:
+    group_size = settings.columns_per_group(n_in)
+    if n_in % group_size or n_in % CODES_PER_PACK or n_out % CODES_PER_PACK:
         raise CheckpointError(
             f"{spec.name}: of shape {list(spec.shape)}, its inputs do not divide by the group size "
-            f"{settings.group_size} or its outputs by {CODES_PER_PACK}; choose a smaller group size"
+            f"{group_size} or its sizes by {CODES_PER_PACK}; choose a smaller group size"
         )
-    n_groups, bits = n_in // settings.group_size, settings.bits
+    n_groups, bits = n_in // group_size, settings.bits
     base = spec.name.removesuffix(".weight")
     for suffix, dtype, shape, item_nbytes in (
         ("qweight", "I32", (n_in * bits // 32, n_out), 4),
@@ -44,16 +45,19 @@ def packed_tensors(spec: TensorSpec, settings: GptqSettings) -> Iterator[OutputT
 
 
 def packed_arrays(
-    name: str, codes: Codes, scales: npt.NDArray[np.float16], settings: GptqSettings
+    name: str, solution: GptqSolution, settings: GptqSettings
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """The contents of packed_tensors(), from codes (n_out, n_in) and scales (n_out, n_groups)."""
+    """The contents of packed_tensors()."""
     base = name.removesuffix(".weight")
-    n_in = codes.shape[1]
-    zeros = np.full(scales.shape[::-1], settings.zero - 1, dtype=np.uint8)  # (n_groups, n_out)
+    codes, scales, zeros, group_of = (
+        tensor.cpu().numpy()
+        for tensor in (solution.codes, solution.scales, solution.zeros, solution.group_of)
+    )
+    stored_zeros = zeros.T - np.uint8(settings.version == 1)  # (n_groups, n_out)
     yield f"{base}.qweight", np.ascontiguousarray(pack(codes, settings.bits).T)
-    yield f"{base}.qzeros", pack(zeros, settings.bits)
+    yield f"{base}.qzeros", pack(np.ascontiguousarray(stored_zeros), settings.bits)
     yield f"{base}.scales", np.ascontiguousarray(scales.T)
-    yield f"{base}.g_idx", (np.arange(n_in) // settings.group_size).astype("<i4")
+    yield f"{base}.g_idx", group_of.astype("<i4")
 
 
 def pack(codes: Codes, bits: int) -> Packed:
@@ -84,18 +88,19 @@ def unpack(words: Packed, bits: int) -> Codes:
 
 def quantization_config(settings: GptqSettings, meta: dict[str, Any]) -> dict[str, Any]:
     """What config.json and quantize_config.json say of the format; both spellings of its name."""
+    checkpoint_format = "gptq" if settings.version == 1 else "gptq_v2"
     return {
         "bits": settings.bits,
-        "checkpoint_format": "gptq",
+        "checkpoint_format": checkpoint_format,
         "damp_percent": settings.damp,
-        "desc_act": False,
-        "format": "gptq",
+        "desc_act": settings.order == "activations",
+        "format": checkpoint_format,
         "group_size": settings.group_size,
         "lm_head": False,
         "meta": meta,
         "pack_dtype": "int32",
         "quant_method": "gptq",
         "static_groups": False,
-        "sym": True,
+        "sym": settings.symmetric,
         "true_sequential": True,
     }

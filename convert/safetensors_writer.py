@@ -1,14 +1,12 @@
 """Safetensors shards written as the tensors come: the header is known before the first byte."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-
-MAX_SHARD_NBYTES = 4_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,50 +19,26 @@ class OutputTensor:
     nbytes: int
 
 
-def split_into_shards(
-    tensors: Iterable[OutputTensor], max_nbytes: int = MAX_SHARD_NBYTES
-) -> list[list[OutputTensor]]:
-    """Tensors in their order, a new shard wherever the next one would pass max_nbytes."""
-    shards: list[list[OutputTensor]] = [[]]
-    for tensor in tensors:
-        shard_nbytes = sum(one.nbytes for one in shards[-1])
-        if shards[-1] and shard_nbytes + tensor.nbytes > max_nbytes:
-            shards.append([])
-        shards[-1].append(tensor)
-    return shards
+def write_index(folder: Path, shards: Mapping[str, Sequence[OutputTensor]]) -> None:
+    """Write the index of shards by file name; readers begin with it, so it goes last."""
+    index = {
+        "metadata": {
+            "total_size": sum(tensor.nbytes for shard in shards.values() for tensor in shard)
+        },
+        "weight_map": {tensor.name: name for name, shard in shards.items() for tensor in shard},
+    }
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def write_shards(
-    folder: Path,
-    shards: Sequence[Sequence[OutputTensor]],
-    chunks: Iterable[tuple[str, npt.NDArray[Any]]],
-) -> None:
-    """Write the shards, and the index where there are several.
-
-    chunks: (name, rows) in the shards' order; a tensor may come in several.
-    Source: https://github.com/huggingface/safetensors, section Format.
-    """
-    stream = iter(chunks)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        )
-        _write_shard(folder / file_name, shard, stream)
-        weight_map |= {tensor.name: file_name for tensor in shard}
-    assert next(stream, None) is None, "more tensors than planned"
-    if len(shards) > 1:
-        total_size = sum(tensor.nbytes for shard in shards for tensor in shard)
-        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _write_shard(
+def write_shard(
     path: Path, tensors: Sequence[OutputTensor], stream: Iterator[tuple[str, npt.NDArray[Any]]]
 ) -> None:
+    """Write one shard.
+
+    stream: (name, rows) in the tensors' order; a tensor may come in several.
+    Source: https://github.com/huggingface/safetensors, section Format.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -88,3 +62,5 @@ def _write_shard(
                 assert name == tensor.name, (name, tensor.name)
                 n_written += file.write(rows.data.cast("B"))
             assert n_written == tensor.nbytes, (tensor, n_written)
+    left = next(stream, None)
+    assert left is None, f"{left[0]} is more than was planned"

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from convert.errors import NumericalError, UsageError
-from convert.gptq import GptqSettings, GptqSolution, dequantize, quantize_matrix, round_to_codes
+from convert.gptq import (
+    ORDERS,
+    GptqSettings,
+    GptqSolution,
+    dequantize,
+    quantize_matrix,
+    round_to_codes,
+)
 from tests.oracles.gptq_twin import gptq_twin
 
 
@@ -29,29 +36,70 @@ def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Ten
 def round_to_nearest(weight: torch.Tensor, settings: GptqSettings) -> torch.Tensor:
     """What the solver does without a Hessian to speak of: every column stands alone."""
     identity = torch.eye(weight.shape[1], dtype=weight.dtype)
-    return dequantize(quantize_matrix(weight, identity, settings), settings)
+    return dequantize(quantize_matrix(weight, identity, settings))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("group_size", [32, 64, -1])
 @pytest.mark.parametrize("clip_steps", [0, 8])
-def test_codes_equal_the_papers(bits: int, group_size: int, clip_steps: int) -> None:
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+def test_codes_equal_the_papers(
+    bits: int, group_size: int, clip_steps: int, symmetric: bool, order: str
+) -> None:
     """Catches any slip in the algebra: a wrong factor, a transposed update, a stale group."""
-    weight, hessian = problem()
+    weight, hessian = problem(n_out=3)
     settings = GptqSettings(
-        bits=bits, group_size=group_size, damp=0.02, clip_steps=clip_steps, column_chunk=48
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        order=order,
+        damp=0.02,
+        clip_steps=clip_steps,
+        column_chunk=48,
     )
     solution = quantize_matrix(weight, hessian, settings)
-    codes, scales = gptq_twin(
+    twin = gptq_twin(
         weight.numpy(),
         hessian.numpy(),
         bits=bits,
-        group_size=group_size,
+        group_size=settings.columns_per_group(128),
         damp=0.02,
         clip_steps=clip_steps,
+        symmetric=symmetric,
+        order=order,
     )
-    np.testing.assert_array_equal(solution.scales.numpy(), scales.astype(np.float16))
-    np.testing.assert_array_equal(solution.codes.numpy(), codes)
+    np.testing.assert_array_equal(solution.group_of.numpy(), twin.group_of)
+    np.testing.assert_array_equal(solution.scales.numpy(), twin.scales.astype(np.float16))
+    np.testing.assert_array_equal(solution.zeros.numpy(), twin.zeros)
+    np.testing.assert_array_equal(solution.codes.numpy(), twin.codes)
+
+
+def test_orders_agree_where_activity_falls() -> None:
+    """Catches columns or groups that do not return to their places."""
+    weight, hessian = problem()
+    order = hessian.diagonal().argsort(descending=True)
+    weight, hessian = weight[:, order], hessian[order][:, order]
+    plain, *others = (
+        quantize_matrix(weight, hessian, GptqSettings(group_size=32, order=order))
+        for order in ORDERS
+    )
+    for other in others:
+        assert torch.equal(other.codes, plain.codes)
+        assert torch.equal(other.scales, plain.scales)
+        assert torch.equal(other.group_of, plain.group_of)
+
+
+def test_an_asymmetric_grid_follows_the_weights() -> None:
+    """Catches zeros that stay in the middle: weights of one sign need half the range only."""
+    weight, hessian = problem()
+    weight = weight.abs() - 0.01
+    errors = []
+    for symmetric in (True, False):
+        settings = GptqSettings(symmetric=symmetric)
+        solved = dequantize(quantize_matrix(weight, hessian, settings))
+        errors.append(output_error(weight, solved, hessian))
+    assert errors[1] < 0.5 * errors[0]
 
 
 @pytest.mark.parametrize("column_chunk", [1, 7, 32, 100, 256])
@@ -100,8 +148,8 @@ def test_float32_and_threads_change_no_more_than_ties() -> None:
         torch.set_num_threads(n)
         single = quantize_matrix(weight.float(), hessian.float(), GptqSettings())
         assert (single.codes == exact.codes).double().mean() > 0.99
-        assert output_error(weight, dequantize(single, GptqSettings()), hessian) == pytest.approx(
-            output_error(weight, dequantize(exact, GptqSettings()), hessian), rel=0.01
+        assert output_error(weight, dequantize(single), hessian) == pytest.approx(
+            output_error(weight, dequantize(exact), hessian), rel=0.01
         )
     torch.set_num_threads(n_threads)
 
@@ -111,7 +159,7 @@ def test_error_is_below_rounding_to_nearest(bits: int) -> None:
     """Catches a solver that ignores the Hessian: correlated inputs leave it much to gain."""
     weight, hessian = problem(n_in=256)
     settings = GptqSettings(bits=bits)
-    solved = dequantize(quantize_matrix(weight, hessian, settings), settings)
+    solved = dequantize(quantize_matrix(weight, hessian, settings))
     nearest = round_to_nearest(weight, settings)
     ours = output_error(weight, solved, hessian)
     assert ours < 0.5 * output_error(weight, nearest, hessian)
@@ -135,7 +183,7 @@ def test_dead_columns_disturb_nothing() -> None:
     settings = GptqSettings(clip_steps=0)
     solution = quantize_matrix(weight, hessian, settings)
     scale = solution.scales.double()
-    nearest = round_to_codes(weight[:, dead], scale, settings.zero) + settings.zero
+    nearest = round_to_codes(weight[:, dead], scale, solution.zeros.double(), settings)
     assert torch.equal(solution.codes[:, dead].double(), nearest)
     flipped = weight.clone()
     flipped[:, dead] *= -1
@@ -175,7 +223,7 @@ def test_weights_of_any_size(magnitude: float) -> None:
     weight, hessian = problem()
     weight *= magnitude
     solution: GptqSolution = quantize_matrix(weight, hessian, GptqSettings(clip_steps=0))
-    values = dequantize(solution, GptqSettings())
+    values = dequantize(solution)
     assert values.isfinite().all()
     assert (solution.scales > 0).all()
     step = max(magnitude * 0.05, 2.0**-24)
@@ -189,8 +237,18 @@ def test_weights_beyond_float16_are_errors() -> None:
         quantize_matrix(weight * 1e8, hessian, GptqSettings())
 
 
-@pytest.mark.parametrize("wrong", [{"bits": 5}, {"group_size": 100}, {"damp": 0.0}, {"damp": 2.0}])
-def test_settings_are_checked(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bits": 5},
+        {"group_size": 100},
+        {"damp": 0.0},
+        {"damp": 2.0},
+        {"order": "rows"},
+        {"version": 3},
+    ],
+)
+def test_settings_are_checked(wrong: dict[str, object]) -> None:
     """Catches a wish that no reader of the format could follow."""
     with pytest.raises(UsageError, match=r"choose|usual"):
         GptqSettings(**wrong)  # type: ignore[arg-type]

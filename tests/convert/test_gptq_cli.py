@@ -8,8 +8,8 @@ from typer.testing import CliRunner, Result
 
 from convert.cli import app
 from convert.errors import OutputExistsError, QwqError, UsageError
-from convert.gptq import GptqSettings
 from convert.estimate import estimate_gptq
+from convert.gptq import GptqSettings
 from convert.qwen2 import parse_config
 from tests.synthetic import CONFIG
 
@@ -51,6 +51,16 @@ def test_json_and_quiet(small: Path, tmp_path: Path) -> None:
     assert document["n_calibration_tokens"] == 300
     config = json.loads((out / "quantize_config.json").read_text())
     assert (config["bits"], config["group_size"]) == (3, 64)
+
+
+def test_every_option_reaches_the_folder(small: Path, tmp_path: Path) -> None:
+    """Catches an option that is taken and forgotten."""
+    out = tmp_path / "out"
+    options = ("--group-size", -1, "--asymmetric", "--order", "activations", "--format-version", 2)
+    gptq(small, "-o", out, "--tokens", 300, *options, "--device", "cpu", "-q")
+    config = json.loads((out / "quantize_config.json").read_text())
+    assert (config["group_size"], config["sym"], config["desc_act"]) == (-1, False, True)
+    assert config["checkpoint_format"] == "gptq_v2"
 
 
 def test_a_dry_run_writes_nothing(small: Path, tmp_path: Path) -> None:

@@ -2,12 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.errors import CheckpointError
-from convert.gptq import GptqSettings
-from convert.gptq_format import Codes, pack, packed_arrays, packed_tensors, unpack
+from convert.gptq import GptqSettings, GptqSolution
+from convert.gptq_format import (
+    Codes,
+    pack,
+    packed_arrays,
+    packed_tensors,
+    quantization_config,
+    unpack,
+)
 from convert.qwen2 import TensorSpec
 
 
@@ -48,27 +56,42 @@ def test_three_bits_cross_words_as_autogptq_has_them() -> None:
     assert pack(codes, 3).view(np.uint32)[0].tolist() == [first, second, third]
 
 
-def test_symmetric_zeros_are_stored_minus_one() -> None:
-    """Catches version 2's zeros in a file that says version 1, an error of one step a weight."""
-    arrays = dict(
-        packed_arrays(
-            "x.weight",
-            random_codes(4, (64, 256)),
-            np.ones((64, 2), dtype=np.float16),
-            GptqSettings(),
-        )
+def solution(bits: int, n_groups: int, *, zero: int | None = None) -> GptqSolution:
+    """A matrix of (64, 256) codes."""
+    zeros = torch.full((64, n_groups), 1 << bits - 1 if zero is None else zero, dtype=torch.uint8)
+    return GptqSolution(
+        torch.from_numpy(random_codes(bits, (64, 256))),
+        torch.ones(64, n_groups, dtype=torch.float16),
+        zeros,
+        torch.arange(256) // (256 // n_groups),
+        0.05,
     )
-    assert set(arrays["x.qzeros"].view(np.uint32).ravel()) == {0x77777777}
+
+
+@pytest.mark.parametrize(("version", "word"), [(1, 0x77777777), (2, 0x88888888)])
+def test_symmetric_zeros(version: int, word: int) -> None:
+    """Catches the other version's zeros, an error of one step a weight."""
+    settings = GptqSettings(version=version)
+    arrays = dict(packed_arrays("x.weight", solution(4, 2), settings))
+    assert set(arrays["x.qzeros"].view(np.uint32).ravel()) == {word}
+    name = quantization_config(settings, {})["checkpoint_format"]
+    assert name == {1: "gptq", 2: "gptq_v2"}[version]
+
+
+def test_the_lowest_zero_fits_version_1() -> None:
+    """Catches a zero of 0, which version 1 would store as -1."""
+    arrays = dict(packed_arrays("x.weight", solution(4, 2, zero=1), GptqSettings()))
+    assert not arrays["x.qzeros"].any()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize("group_size", [32, 128, -1])
 def test_arrays_are_as_planned(bits: int, group_size: int) -> None:
     """Catches a plan that promises other shapes, types or sizes than are written."""
     config = GptqSettings(bits=bits, group_size=group_size)
     spec = TensorSpec("x.weight", "x", (64, 256), 0)
-    scales = np.ones((64, 256 // group_size), dtype=np.float16)
-    arrays = list(packed_arrays("x.weight", random_codes(bits, (64, 256)), scales, config))
+    n_groups = 256 // config.columns_per_group(256)
+    arrays = list(packed_arrays("x.weight", solution(bits, n_groups), config))
     planned = list(packed_tensors(spec, config))
     assert [tensor.name for tensor in planned] == [name for name, _ in arrays]
     for tensor, (_, array) in zip(planned, arrays, strict=True):

@@ -5,46 +5,88 @@ formula, and eliminate it from the inverse of the Hessian. No Cholesky factor, n
 row at a time, float64.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Codes (n_out, n_in), scales and zeros (n_out, n_groups), group_of (n_in,)."""
+
+    codes: Ints
+    scales: Floats
+    zeros: Ints
+    group_of: Ints
 
 
 def gptq_twin(
-    weight: Floats, hessian: Floats, *, bits: int, group_size: int, damp: float, clip_steps: int
-) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Codes (n_out, n_in), 0 at the middle of their range, and scales (n_out, n_groups)."""
+    weight: Floats,
+    hessian: Floats,
+    *,
+    bits: int,
+    group_size: int,
+    damp: float,
+    clip_steps: int,
+    symmetric: bool = True,
+    order: str = "columns",
+) -> Twin:
     n_out, n_in = weight.shape
-    half = 2 ** (bits - 1)
     damped = hessian + damp * np.trace(hessian) / n_in * np.eye(n_in)
+    groups = column_groups(np.diag(hessian), group_size, order)
     codes = np.zeros((n_out, n_in), dtype=np.int64)
-    scales = np.zeros((n_out, n_in // group_size))
+    scales = np.zeros((n_out, len(groups)))
+    zeros = np.zeros((n_out, len(groups)), dtype=np.int64)
+    group_of = np.zeros(n_in, dtype=np.int64)
     for row in range(n_out):
         left = weight[row].copy()
         inverse = np.linalg.inv(damped)
-        for q in range(n_in):
-            if q % group_size == 0:
-                group = left[q : q + group_size]
-                scales[row, q // group_size] = best_scale(group, half, clip_steps)
-            scale = scales[row, q // group_size]
-            code = min(max(np.rint(left[q] / scale), -half), half - 1)
-            codes[row, q] = int(code) + half
-            left -= (left[q] - code * scale) / inverse[q, q] * inverse[:, q]  # equation 2
-            inverse -= np.outer(inverse[:, q], inverse[q, :]) / inverse[q, q]  # equation 3
-    return codes, scales
+        for index, group in groups:
+            group_of[group] = index
+            scale, zero = best_grid(left[group], bits, clip_steps, symmetric)
+            scales[row, index], zeros[row, index] = scale, zero
+            for q in group:
+                code = min(max(np.rint(left[q] / scale) + zero, 0), 2**bits - 1)
+                codes[row, q] = int(code)
+                error = left[q] - (code - zero) * scale
+                left -= error / inverse[q, q] * inverse[:, q]  # equation 2
+                inverse -= np.outer(inverse[:, q], inverse[q, :]) / inverse[q, q]  # equation 3
+    return Twin(codes, scales, zeros, group_of)
 
 
-def best_scale(group: Floats, half: int, clip_steps: int) -> float:
-    """The float16 scale with the least squared error, the largest of equals."""
-    full = np.abs(group).max() / (half - 0.5)
-    if clip_steps == 0:
-        return float(np.float16(full))
-    candidates = [
-        np.float64(np.float16(full * (1 - 0.5 * i / clip_steps))) for i in range(clip_steps + 1)
-    ]
-    errors = []
-    for scale in candidates:
-        rounded = np.clip(np.rint(group / scale), -half, half - 1) * scale
-        errors.append(np.sum((group - rounded) ** 2))
-    return float(candidates[int(np.argmin(errors))])
+def column_groups(activity: Floats, group_size: int, order: str) -> list[tuple[int, list[int]]]:
+    """Groups in the order of work, each with its index and its columns in the order of work."""
+    n_in = len(activity)
+    columns = list(range(n_in))
+    if order == "activations":
+        columns.sort(key=lambda column: -activity[column])
+    starts = range(0, n_in, group_size)
+    groups = [(i, columns[start : start + group_size]) for i, start in enumerate(starts)]
+    if order == "groups":
+        for _, group in groups:
+            group.sort(key=lambda column: -activity[column])
+        groups.sort(key=lambda numbered: -max(activity[column] for column in numbered[1]))
+    return groups
+
+
+def best_grid(group: Floats, bits: int, clip_steps: int, symmetric: bool) -> tuple[float, int]:
+    """The float16 scale and the zero with the least squared error, the widest of equals."""
+    low, high = min(group.min(), 0), max(group.max(), 0)
+    best = (np.inf, 0.0, 0)
+    for i in range(clip_steps + 1):
+        kept = 1 - 0.5 * i / clip_steps if clip_steps else 1
+        if symmetric:
+            scale = float(np.float16(np.abs(group).max() / (2 ** (bits - 1) - 0.5) * kept))
+            zero = 2 ** (bits - 1)
+        else:
+            scale = float(np.float16((high - low) / (2**bits - 1) * kept))
+            zero = int(min(max(np.rint(-low * kept / scale), 1), 2**bits - 1))
+        codes = np.clip(np.rint(group / scale) + zero, 0, 2**bits - 1)
+        error = float(np.sum((group - (codes - zero) * scale) ** 2))
+        if error < best[0]:
+            best = (error, scale, zero)
+    return best[1], best[2]
