@@ -227,10 +227,10 @@ def test_every_layer_is_a_shard(source: Path, exported: GptqResult) -> None:
             found |= dict.fromkeys(file.keys(), shard.name)
     assert index["weight_map"] == found
     assert index["metadata"]["total_size"] == exported.nbytes
-    for name, shard in found.items():
+    for name, file_name in found.items():
         if name.startswith("model.layers."):
             number = int(name.split(".")[2]) + 2
-            assert shard == f"model-{number:05}-of-{N_LAYERS + 2:05}.safetensors"
+            assert file_name == f"model-{number:05}-of-{N_LAYERS + 2:05}.safetensors"
 
 
 @pytest.mark.parametrize("stop_at", [7, 8])
