@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.checkpoint import Checkpoint
+    from convert.metadata_parity import Difference
     from convert.verify import TensorCheck
+
+_REMEDY = "give the checkpoint it was made from, or convert it again"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,21 +49,27 @@ def verify(
 
     from convert.checkpoint import Checkpoint
     from convert.gguf_parts import read_model
+    from convert.metadata_parity import metadata_differences
     from convert.verify import listed_hashes
 
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
-    has_hashes = bool(listed_hashes(read_model(file)))
+    model = read_model(file)
     with Checkpoint.open(source) if source is not None else nullcontext() as opened:
+        differences = metadata_differences(model, opened) if opened is not None else []
         checks = _run(file, opened, threads, console)
-    wrong = [check for check in checks if check.problem]
+    wrong = [check.message for check in checks if check.problem]
+    wrong += [f"{file}: {one.key} {one.words}; {_REMEDY}" for one in differences if one.grave]
     if as_json:
-        typer.echo(json.dumps(_document(checks), indent=2))
+        typer.echo(json.dumps(_document(checks, differences, sound=not wrong), indent=2))
     elif not wrong:
-        _show(file, checks, has_hashes=has_hashes)
-    for check in wrong[1:]:
-        console.print(f"also {check.message}", soft_wrap=True)
+        _show(file, checks, has_hashes=bool(listed_hashes(model)))
+    for message in wrong[1:]:
+        console.print(f"also {message}", soft_wrap=True)
+    for one in differences:
+        if not one.grave:
+            console.print(f"note: {one.key} {one.words}", soft_wrap=True)
     if wrong:
-        raise GgufError(wrong[0].message)
+        raise GgufError(wrong[0])
 
 
 def _run(
@@ -109,9 +118,14 @@ def _show(file: Path, checks: list[TensorCheck], *, has_hashes: bool) -> None:
     console.print(table)
 
 
-def _document(checks: list[TensorCheck]) -> dict[str, object]:
+def _document(
+    checks: list[TensorCheck], differences: list[Difference], *, sound: bool
+) -> dict[str, object]:
     return {
-        "sound": not any(check.problem for check in checks),
+        "sound": sound,
+        "metadata": [
+            {"key": one.key, "difference": one.words, "grave": one.grave} for one in differences
+        ],
         "tensors": [
             {
                 "file": str(check.path),

@@ -1,0 +1,98 @@
+"""What a GGUF file says of a model, key by key against its checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.checkpoint import Checkpoint
+from convert.gguf_header import MetadataValue
+from convert.gguf_parts import GgufModel
+from convert.inspection import shown_value
+from convert.plan import described
+
+_GRAVE = (
+    "general.architecture",
+    "qwen2.block_count",
+    "qwen2.embedding_length",
+    "qwen2.feed_forward_length",
+    "qwen2.attention.",
+    "qwen2.rope.",
+    "tokenizer.ggml.model",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.merges",
+    "tokenizer.ggml.eos_token_id",
+)
+"""Beginnings of the keys that decide what the model computes, reads and where it ends."""
+_WORTH_A_NOTE = ("qwen2.", "tokenizer.", "general.sampling.")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key that differs; `grave` where the file cannot work as the checkpoint does."""
+
+    key: str
+    words: str
+    grave: bool
+
+
+def metadata_differences(model: GgufModel, source: Checkpoint) -> list[Difference]:
+    """Sizes, rope, tokenizer, template and sampling: what differs, the grave ones first.
+
+    A key that stands only in the file counts where it changes rope; names, licences and tags do
+    not count. Raises CheckpointError for a source whose tokenizer cannot be read.
+    """
+    (fields,) = described(source).kv_data
+    expected: dict[str, MetadataValue] = {key: field.value for key, field in fields.items()}
+    only_here = [key for key in model.metadata if key not in expected and ".rope.scaling." in key]
+    differences = []
+    for key in [*expected, *only_here]:
+        words = _difference(model.metadata.get(key), expected.get(key))
+        if words and key.startswith(_WORTH_A_NOTE + _GRAVE):
+            differences.append(Difference(key, words, key.startswith(_GRAVE)))
+    return sorted(differences, key=lambda one: not one.grave)
+
+
+def _difference(found: MetadataValue | None, expected: MetadataValue | None) -> str:
+    if found is None or expected is None:
+        if expected is not None:
+            return f"is missing, and {shown_value(expected)} by the checkpoint"
+        return "" if found is None else f"is {shown_value(found)}, and missing by the checkpoint"
+    if isinstance(found, list | np.ndarray) and isinstance(expected, list | np.ndarray):
+        return _difference_of_lists(_plain(found), _plain(expected))
+    if isinstance(found, float) and isinstance(expected, int | float):
+        same = np.float32(found) == np.float32(expected)
+    else:
+        same = bool(found == expected)
+    if same:
+        return ""
+    if isinstance(found, str) and isinstance(expected, str) and len(found) + len(expected) > 80:
+        where = next(
+            (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
+            min(len(found), len(expected)),
+        )
+        here, there = found[where : where + 20], expected[where : where + 20]
+        return (
+            f"differs from the checkpoint's from character {where:,} on "
+            f"({shown_value(here)!r} and {shown_value(there)!r})"
+        )
+    return f"is {shown_value(found)} and {shown_value(expected)} by the checkpoint"
+
+
+def _difference_of_lists(found: Sequence[object], expected: Sequence[object]) -> str:
+    if len(found) != len(expected):
+        return f"has {len(found):,} entries and the checkpoint's {len(expected):,}"
+    differing = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b]
+    if not differing:
+        return ""
+    first = differing[0]
+    return (
+        f"differs from the checkpoint's in {len(differing):,} of {len(found):,} entries, first in "
+        f"{first}: {shown_value(str(found[first]))} and {shown_value(str(expected[first]))}"
+    )
+
+
+def _plain(values: MetadataValue) -> list[object]:
+    items = values.tolist() if isinstance(values, np.ndarray) else list(values)  # type: ignore[arg-type]
+    return [item.decode() if isinstance(item, bytes) else item for item in items]
