@@ -128,6 +128,11 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk filled up while it was written; "
                 "free some space or choose another disk with -o"
             ) from error
+        if error.errno == errno.EFBIG:
+            raise DiskFullError(
+                f"{path}: its disk holds no file of this size; choose another disk with -o, or "
+                "give --split-size"
+            ) from error
         if error.errno in _UNWRITABLE:
             raise QwqError(
                 f"{path}: cannot be written ({error.strerror}); choose another place with -o"

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,14 @@ import numpy as np
 
 from convert.checkpoint import Checkpoint, Float32Array
 from convert.encode import ByteArray, encode_rows, n_cores, row_nbytes
-from convert.errors import CheckpointError, GgufError, StaleOutputError, UsageError
+from convert.errors import (
+    CheckpointError,
+    DiskFullError,
+    GgufError,
+    QwqError,
+    StaleOutputError,
+    UsageError,
+)
 from convert.files import allocated_nbytes, check_disk_space, partial_path, refuse_existing
 from convert.gguf_output import GgufOutput, Job
 from convert.journal import Journal, journal_path, load_journal
@@ -198,7 +205,13 @@ def _convert(
         commit: Future[None] = committing.submit(_commit, [])
         last_commit_s = time.monotonic()
         for piece, encoded in _encode_all(reader, outputs, n_threads):
-            _write(outputs, piece, encoded)
+            try:
+                _write(outputs, piece, encoded)
+            except DiskFullError:
+                with suppress(OSError, QwqError):  # without room for it the last journal holds
+                    commit.result()
+                    _commit([(one, one.journal()) for one in outputs])
+                raise
             n_done += piece.nbytes
             if on_progress is not None:
                 on_progress(n_done, n_total)

@@ -72,6 +72,7 @@ class GgufOutput:
                 self.forget()
                 sync_folder(self.plan.path.parent)
                 self._open("wb")
+                self._continue(Journal(self._identity))
 
     def job(self, piece: Slice) -> Job:
         tensor = self._tensors[piece.info.name]
@@ -160,7 +161,8 @@ class GgufOutput:
             sync_folder(self.plan.path.parent)
 
     def forget(self) -> None:
-        self._journal_path.unlink(missing_ok=True)
+        for path in (self._journal_path, partial_path(self._journal_path)):
+            path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove all that publish() has not named."""

@@ -1,7 +1,7 @@
 """What an unfinished output already holds, so that the same command continues where it was."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from convert.files import replacing_file
@@ -23,10 +23,10 @@ class Journal:
     """
 
     identity: str
-    n_slices: int
-    source: tuple[str, ...]
-    tensor_sha256: dict[str, str]
-    error: TensorError
+    n_slices: int = 0
+    source: tuple[str, ...] = ()
+    tensor_sha256: dict[str, str] = field(default_factory=dict)
+    error: TensorError = field(default_factory=TensorError)
     is_verified: bool = False
 
     def save(self, path: Path) -> None:
