@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
     from convert.checkpoint import Checkpoint
     from convert.gguf_export import GgufResult
+    from convert.imatrix import Imatrix
     from convert.plan import FilePlan
+    from convert.recipe import Recipe
 
 SIZES = (
-    "F32, F16, BF16 (unquantized), Q8_0 (8.6 bits per weight), Q6_K (6.6), Q5_K_M (5.7), "
-    "Q4_K_M (4.9), Q4_K_S (4.6), Q3_K_M (3.9), Q2_K (3.0)"
+    "F32, F16, BF16 (unquantized); with bits per weight of QwQ-32B: Q8_0 8.5, Q6_K 6.6, "
+    "Q5_K_M 5.7, Q5_K_S 5.5, Q5_1 6.0, Q5_0 5.5, Q4_K_M 4.8, Q4_K_S 4.6, Q4_1 5.0, Q4_0 4.6, "
+    "IQ4_NL 4.6, IQ4_XS 4.3, Q3_K_L 4.2, Q3_K_M 3.9, Q3_K_S 3.5, IQ3_M 3.6, IQ3_S 3.5, Q2_K 3.0; "
+    "with --imatrix alone: IQ3_XS 3.3, IQ3_XXS 3.1, Q2_K_S 2.8, IQ2_M 2.7, IQ2_S 2.5, IQ2_XS 2.4, "
+    "IQ2_XXS 2.2"
 )
 
 
@@ -30,7 +35,35 @@ def gguf_command(
     *,
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", help=f"{SIZES}. May be given several times.", show_default=False),
+        typer.Option(
+            "--type",
+            help=f"{SIZES}; or a recipe's file, NAME.toml. May be given several times "
+            "(default: Q4_K_M).",
+            show_default=False,
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            help="Importance of the columns, from qwq calibrate or llama-imatrix (.gguf or .dat).",
+            show_default=False,
+        ),
+    ] = None,
+    tensor_types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type",
+            metavar="PATTERN=TYPE",
+            help="A type for the tensors in whose GGUF name the regular expression is found, as in "
+            "'blk\\.0\\.ffn_down=Q8_0'. May be given several times; the first match decides.",
+            show_default=False,
+        ),
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(help="The type of the embeddings.", show_default=False)
+    ] = None,
+    output_type: Annotated[
+        str | None, typer.Option(help="The type of the output matrix.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None,
@@ -64,10 +97,25 @@ def gguf_command(
 
     from convert.checkpoint import Checkpoint
     from convert.gguf_export import check_outputs
+    from convert.recipe_file import load_recipe, with_overrides
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     with Checkpoint.open(checkpoint) as opened:
-        plans = _plan(opened, types or ["Q4_K_M"], out)
+        recipes = [
+            with_overrides(
+                load_recipe(name),
+                tensor_types=tensor_types or (),
+                token_embedding_type=token_embedding_type,
+                output_type=output_type,
+            )
+            for name in types or ["Q4_K_M"]
+        ]
+        importance = (
+            None
+            if imatrix is None
+            else _read_imatrix(imatrix, opened, console, limit=None if verbose else 8)
+        )
+        plans = _plan(opened, recipes, importance, out)
         if dry_run:
             if as_json:
                 typer.echo(json.dumps(_plan_document(plans), indent=2))
@@ -91,23 +139,40 @@ def gguf_command(
             typer.echo(result.path)
 
 
-def _plan(checkpoint: "Checkpoint", types: list[str], out: Path | None) -> "list[FilePlan]":
-    from convert.plan import plan_file
-    from convert.recipe import find_recipe
+def _read_imatrix(
+    path: Path, checkpoint: "Checkpoint", console: "Console", *, limit: int | None
+) -> "Imatrix":
+    """Read the file and say how it fits the checkpoint."""
+    from convert.imatrix import match_imatrix, read_imatrix
 
-    recipes = [find_recipe(name) for name in types]
-    if len(set(recipes)) < len(recipes):
-        raise UsageError(f"--type {' '.join(types)}: a type is given twice; give each once")
-    name = checkpoint.name
-    folder = Path("models") / name if out is None else out
+    imatrix = read_imatrix(path)
+    for line in match_imatrix(imatrix, checkpoint.model).lines(limit):
+        console.print(line, soft_wrap=True)
+    return imatrix
+
+
+def _plan(
+    checkpoint: "Checkpoint",
+    recipes: "list[Recipe]",
+    imatrix: "Imatrix | None",
+    out: Path | None,
+) -> "list[FilePlan]":
+    from convert.plan import plan_file
+
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--type {' '.join(names)}: a type is given twice; give each once")
+    folder = Path("models") / checkpoint.name if out is None else out
+    paths = [folder / f"{checkpoint.name}-{name}.gguf" for name in names]
     if folder.suffix == ".gguf":
         if len(recipes) > 1:
             raise UsageError(
                 f"{folder}: is one file for {len(recipes)} types; give a folder with -o"
             )
-        return [plan_file(checkpoint, recipes[0], folder)]
+        paths = [folder]
     return [
-        plan_file(checkpoint, recipe, folder / f"{name}-{recipe.name}.gguf") for recipe in recipes
+        plan_file(checkpoint, recipe, path, imatrix=imatrix)
+        for recipe, path in zip(recipes, paths, strict=True)
     ]
 
 

@@ -6,7 +6,7 @@ tools/quantize/quantize.cpp (load_imatrix), whose float32 arithmetic the reader 
 
 import io
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -81,19 +81,19 @@ class ImatrixMatch:
     zeros: Mapping[str, int]
     unusable: Mapping[str, int]
 
-    def lines(self) -> list[str]:
-        """The same in words, for people."""
-        lines = [f"imatrix: {len(self.matched)} entries match"]
-        if self.missing:
-            lines.append(f"imatrix: none for {_short_list(self.missing)}")
-        if self.unused:
-            lines.append(f"imatrix: not of this model {_short_list(self.unused)}")
-        for problem, columns in (
-            ("of importance 0, rounded without care", self.zeros),
-            ("that are NaN, infinite or negative", self.unusable),
-        ):
-            lines += [f"imatrix: {name} has {n:,} columns {problem}" for name, n in columns.items()]
-        return lines
+    def lines(self, limit: int | None = None) -> list[str]:
+        """The same in words, for people, with at most `limit` tensors named of each kind."""
+        zeros = [f"{name} ({n:,})" for name, n in self.zeros.items()]
+        unusable = [f"{name} ({n:,})" for name, n in self.unusable.items()]
+        findings = (
+            ("no entry for", self.missing),
+            ("entries that are not of this model:", self.unused),
+            ("columns of importance 0, rounded without care, in", zeros),
+            ("columns that are NaN, infinite or negative in", unusable),
+        )
+        return [f"imatrix: {len(self.matched)} entries match"] + [
+            f"imatrix: {what} {_listed(names, limit)}" for what, names in findings if names
+        ]
 
 
 def match_imatrix(imatrix: Imatrix, model: Qwen2Config) -> ImatrixMatch:
@@ -160,8 +160,10 @@ def write_imatrix(
             _write_gguf(file, importance, n_tokens, dataset)
 
 
-def _short_list(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _listed(names: Sequence[str], limit: int | None) -> str:
+    n_hidden = 0 if limit is None else max(0, len(names) - limit)
+    shown = ", ".join(names[: len(names) - n_hidden])
+    return f"{shown} and {n_hidden} more" if n_hidden else shown
 
 
 def _read_gguf(path: Path) -> Imatrix:

@@ -10,6 +10,7 @@ import pytest
 
 from convert.files import partial_path
 from convert.gguf_header import read_header
+from convert.imatrix import write_imatrix
 from qwq_local.cli import main
 from tests.synthetic import Array, write_checkpoint
 
@@ -59,6 +60,35 @@ def test_several_types_as_json(qwq: Qwq, small: Path, tmp_path: Path) -> None:
     files = json.loads(run.stdout)["files"]
     assert [Path(file["path"]).name for file in files] == ["small-Q8_0.gguf", "small-Q2_K.gguf"]
     assert [file["nbytes"] for file in files] == [Path(f["path"]).stat().st_size for f in files]
+
+
+def test_a_type_for_every_tensor(qwq: Qwq, small: Path, tmp_path: Path) -> None:
+    """An imatrix, a recipe of one's own and single types: all of it is in the file."""
+    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    importance = {f"blk.0.{name}.weight": np.ones(256, dtype=np.float32) for name in names}
+    importance["blk.0.ffn_down.weight"] = np.arange(512, dtype=np.float32)
+    write_imatrix(tmp_path / "i.dat", importance, n_tokens=10, dataset="none")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('name = "mine"\nbase = "Q2_K_S"\n', encoding="utf-8")
+    arguments = (
+        *("convert", "gguf", small, "--type", recipe, "-o", tmp_path),
+        *("--tensor-type", "attn_(q|k)=Q8_0", "--output-type", "bf16"),
+        *("--token-embedding-type", "Q4_0"),
+    )
+    run = qwq(*arguments)
+    assert run.exit_code == 2
+    assert "blk.0.attn_output.weight as Q2_K is useless without" in run.stderr
+    run = qwq(*arguments, "--imatrix", tmp_path / "i.dat")
+    assert run.exit_code == 0
+    assert "imatrix: 7 entries match" in run.stderr
+    assert "no entry for token_embd.weight, output.weight" in run.stderr
+    assert "rounded without care, in blk.0.ffn_down.weight (1)" in run.stderr
+    tensors = read_header(tmp_path / "small-mine.gguf").tensors
+    types = {name: tensor.quant_type.name for name, tensor in tensors.items()}
+    assert types["token_embd.weight"] == "Q4_0"
+    assert types["output.weight"] == "BF16"
+    assert types["blk.0.attn_q.weight"] == types["blk.0.attn_k.weight"] == "Q8_0"
+    assert types["blk.0.ffn_up.weight"] == "Q2_K"
 
 
 def test_dry_run_writes_nothing(qwq: Qwq, small: Path, tmp_path: Path) -> None:

@@ -120,11 +120,12 @@ def test_how_an_imatrix_fits_a_model(model: Qwen2Config) -> None:
     assert match.unusable == {"blk.0.attn_k.weight": 3}
     assert match.lines() == [
         "imatrix: 7 entries match",
-        "imatrix: none for token_embd.weight, output.weight",
-        "imatrix: not of this model blk.7.attn_q.weight",
-        "imatrix: blk.0.attn_q.weight has 2 columns of importance 0, rounded without care",
-        "imatrix: blk.0.attn_k.weight has 3 columns that are NaN, infinite or negative",
+        "imatrix: no entry for token_embd.weight, output.weight",
+        "imatrix: entries that are not of this model: blk.7.attn_q.weight",
+        "imatrix: columns of importance 0, rounded without care, in blk.0.attn_q.weight (2)",
+        "imatrix: columns that are NaN, infinite or negative in blk.0.attn_k.weight (3)",
     ]
+    assert match.lines(1)[1] == "imatrix: no entry for token_embd.weight and 1 more"
 
 
 def test_an_imatrix_of_another_width(model: Qwen2Config) -> None:

@@ -1,14 +1,17 @@
 """QwQ-32B's recipes without its weights: types and exact sizes from its config alone."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 import pytest
 
 from convert.encode import QuantType
 from convert.errors import QwqError, UsageError
+from convert.gguf_cli import SIZES
 from convert.imatrix import Imatrix
 from convert.plan import TensorPlan, plan_tensors
 from convert.qwen2 import parse_config, tensor_specs
@@ -70,6 +73,22 @@ def test_file_sizes_of_qwq_32b(
     last = plan_tensors(QWQ_32B, RECIPES[recipe_name], imatrix=imatrix)[-1]
     data_nbytes = last.offset + last.nbytes
     assert (data_nbytes + HEADER_NBYTES) / 1e9 == pytest.approx(expected_gb, abs=0.001)
+
+
+def test_the_bits_that_the_help_gives() -> None:
+    """Every type stands in --help with its bits for QwQ-32B, and apart what needs an imatrix."""
+    plain, with_imatrix = SIZES.split("with --imatrix alone: ")
+    told = dict(re.findall(r"(\w+) (\d+\.\d)", SIZES))
+    for name, recipe in RECIPES.items():
+        tensors = plan_tensors(QWQ_32B, recipe, imatrix=UNIFORM)
+        n_weights = sum(prod(tensor.shape) for tensor in tensors)
+        bits = 8 * sum(tensor.nbytes for tensor in tensors) / n_weights
+        assert name in ("F32", "F16", "BF16") or told[name] == f"{bits:.1f}"
+        try:
+            plan_tensors(QWQ_32B, recipe)
+            assert f"{name}," in plain or f"{name} " in plain
+        except UsageError:
+            assert f"{name} " in with_imatrix
 
 
 def types_of(recipe_name: str, role: str) -> list[str]:
