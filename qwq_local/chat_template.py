@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 _THOUGHT_CLOSE = "</think>"
+_CLOSED_THOUGHT = re.compile(r"<think>\s*</think>\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,17 @@ class Prompt:
     def opens_thought(self) -> bool:
         """Whether the reply starts inside its thought."""
         return self.text.endswith("<think>\n")
+
+    def with_open_thought(self) -> Prompt | None:
+        """The prompt with the <think> that its template forgot, or closed again at once.
+
+        None where the prompt does not end in an assistant's turn.
+        """
+        *before, (last, is_control) = self.pieces or (("", True),)
+        start = _CLOSED_THOUGHT.sub("", last)
+        if is_control or not start.endswith("assistant\n"):
+            return None
+        return Prompt((*before, (start + "<think>\n", False)))
 
     def tokenize(self, engine: Engine) -> list[int]:
         """Ids of the prompt; what a message says never becomes a control token."""

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from qwq_local.rope import RopeMode, RopePlan, Yarn
 from qwq_local.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+KvType = Literal["f16", "q8_0"]
+OnProgress = Callable[[int, int], None]
+"""Told how much of how much is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """What changes in a reply while it is generated.
+
+    ids: appended as if they had been sampled. grammar: GBNF that all further ids obey.
+    rope: what the sequence is read with from now on.
+    """
+
+    ids: tuple[int, ...] = ()
+    grammar: str | None = None
+    rope: Yarn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How to load a model.
+
+    context: tokens for prompt and reply; None chooses by the model and the free memory.
+    threads: None chooses by the cores and the model's size. kv_type: what a GGUF file's kv_cache
+    is stored in.
+    """
+
+    context: int | None = None
+    threads: int | None = None
+    rope: RopeMode = "auto"
+    kv_type: KvType = "f16"
+
+
+Generation = Generator[int, Intervention | None, None]
+"""Sampled ids; what is sent in takes effect before the next one."""
+
 
 class Engine(Protocol):
     """One loaded model with its tokenizer and its kv_cache.
 
-    Several threads may use it, and several replies take turns on it.
+    Several threads may use it, and several replies take turns on it. `rope` says what the
+    positions of a sequence are read with: None is native.
     """
 
     @property
@@ -23,8 +62,8 @@ class Engine(Protocol):
         """Columns of the logits, padding rows of the vocabulary included."""
 
     @property
-    def context_length(self) -> int:
-        """The most ids that prompt and reply may have together."""
+    def rope_plan(self) -> RopePlan:
+        """How many ids prompt and reply may have together, and with which rope."""
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
@@ -36,8 +75,20 @@ class Engine(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that an id stands for, b"" for a padding row; they may cut a character."""
 
-    def n_cached(self, ids: Sequence[int]) -> int:
+    def grammar(self, answer_format: Mapping[str, Any] | str) -> str:
+        """The GBNF of a JSON schema, or a GBNF grammar as it is, after a check.
+
+        Raises UsageError where it is neither, or where the engine has no grammars.
+        """
+
+    def n_cached(self, ids: Sequence[int], *, rope: Yarn | None = None) -> int:
         """How many leading ids a reply to this prompt would find in the kv_cache."""
+
+    def prefill(self, ids: Sequence[int], *, rope: Yarn | None = None) -> Iterator[int]:
+        """Read a prompt into the kv_cache, all but its tail, for a generate that follows.
+
+        Yields how many ids are there after each micro-batch. Stopping early keeps what was read.
+        """
 
     def generate(
         self,
@@ -47,14 +98,17 @@ class Engine(Protocol):
         seed: int,
         max_tokens: int,
         stop_ids: Collection[int],
-    ) -> Iterator[int]:
+        rope: Yarn | None = None,
+    ) -> Generation:
         """Sample ids that follow the prompt, as they come.
 
-        Ends after max_tokens ids, or with the first id of stop_ids, which is yielded too.
-        len(ids) + max_tokens must not exceed context_length. Closing the iterator cancels.
+        Ends after max_tokens ids, sent ones included, or with the first id of stop_ids, which is
+        yielded too. len(ids) + max_tokens must not exceed the context. Closing it cancels.
         """
 
-    def logits(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    def logits(
+        self, ids: Sequence[int], *, rope: Yarn | None = None
+    ) -> Iterator[NDArray[np.float32]]:
         """Logits at every position of the ids, in order, as chunks of (n, vocab_size)."""
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """From the bytes of tokens to the events of a reply: reasoning, answer, tool calls, the end."""
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end: finish_reason is "stop", "length" or "tool_calls"."""
+    """The end of a reply.
+
+    finish_reason: "stop", "length" (of the context or of max_tokens), "tool_calls", "repetition"
+    (the answer went round in circles) or "cancelled".
+    """
 
     finish_reason: str
     usage: Usage
@@ -138,7 +142,7 @@ class ReplySplitter:
     """
 
     def __init__(self, *, opens_thought: bool, tools: bool, call_prefix: str) -> None:
-        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._state: Callable[..., Iterator[Event]] = self._at_start
         self._opens_thought = opens_thought
         self._tools = tools
@@ -154,13 +158,18 @@ class ReplySplitter:
             self._state == self._at_start and self._opens_thought
         )
 
+    @property
+    def in_character(self) -> bool:
+        """Whether the last piece ended in the middle of a character."""
+        return bool(self._decoder.getstate()[0])
+
     def feed(self, piece: bytes) -> Iterator[Event]:
         """Events that this piece makes certain."""
-        yield from self._advance(self._decode(piece), final=False)
+        yield from self._advance(self._decoder.decode(piece), final=False)
 
     def finish(self) -> Iterator[Event]:
         """What was held back, and what is to be said of a reply that ends here."""
-        yield from self._advance(self._decode(b"", final=True), final=True)
+        yield from self._advance(self._decoder.decode(b"", final=True), final=True)
         if self.in_thought:
             yield Notice("unfinished_thought", "the reply ended inside its thought")
 
@@ -247,6 +256,44 @@ class ReplySplitter:
         cut = len(self._held) - n_held
         text, self._held = self._held[:cut], self._held[cut:]
         return text
+
+
+class StopFilter:
+    """Ends the answer where one of the stop texts begins; holds back what may yet be one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, events: Iterable[Event]) -> Iterator[Event]:
+        """The events before a stop text, as early as they are certain."""
+        for event in events:
+            if self.stopped:
+                return
+            if isinstance(event, Answer) and self._stops:
+                yield from self._feed_text(event.text)
+            else:
+                yield from self.finish()
+                yield event
+
+    def finish(self) -> Iterator[Event]:
+        """What was held back."""
+        if self._held:
+            yield Answer(self._held)
+        self._held = ""
+
+    def _feed_text(self, text: str) -> Iterator[Event]:
+        text = self._held + text
+        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        self.stopped = bool(starts)
+        if starts:
+            cut, self._held = min(starts), ""
+        else:
+            cut = len(text) - max(_overlap(text, stop) for stop in self._stops)
+            self._held = text[cut:]
+        if text[:cut]:
+            yield Answer(text[:cut])
 
 
 def _overlap(text: str, tag: str) -> int:

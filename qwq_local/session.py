@@ -3,41 +3,77 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 from convert.errors import UsageError
-from qwq_local.messages import Message
-from qwq_local.reply import Answer, Done, Event, Reasoning, Reply, ToolCall, collect
+from qwq_local.engine import OnProgress
+from qwq_local.functions import Function, as_text, call_function, describe_function
+from qwq_local.messages import Message, normalise
+from qwq_local.reply import Answer, Done, Event, Notice, Reasoning, Reply, ToolCall
 from qwq_local.sampling import MAX_SEED, Sampling, choose_seed
+from qwq_local.stream import AsyncStream, Control, Stream
+from qwq_local.turn import Limits, Turn
 
 if TYPE_CHECKING:
-    from qwq_local.model import QwQ
+    from qwq_local.local import LocalModel
+
+Tool = Mapping[str, Any] | Function
+Overflow = Literal["error", "drop_oldest"]
+
+
+class SendOptions(TypedDict, total=False):
+    """How one reply is made; what is left out is without limit.
+
+    max_tokens: longest reply, thought included. reasoning_tokens, reasoning_seconds: what the
+    thought may take before it is closed and answered, the seconds from its first token. stop: texts
+    that end the answer. answer_format: a JSON schema or a GBNF grammar for the answer alone.
+    on_progress: told how much of a long prompt is read, in tokens.
+    """
+
+    max_tokens: int | None
+    reasoning_tokens: int | None
+    reasoning_seconds: float | None
+    stop: str | Sequence[str]
+    answer_format: Mapping[str, Any] | str | None
+    on_progress: OnProgress | None
 
 
 class Session:
     """Messages so far, and what each further reply is made with.
 
-    A turn whose reply was not read to its end, or failed, leaves no trace in the messages.
-    Thoughts are kept beside the answers as `reasoning_content`; the template leaves those of
-    earlier turns out.
+    It makes one reply at a time, and may be used from several threads. A turn whose reply was
+    cancelled, failed or not read to its end leaves no trace in the messages. Thoughts are kept
+    beside the answers as `reasoning_content`; the template leaves those of earlier turns out.
     """
 
     def __init__(
         self,
-        qwq: QwQ,
+        model: LocalModel,
         *,
         system: str | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] = (),
         sampling: Sampling | None = None,
         seed: int | None = None,
+        overflow: Overflow = "error",
     ) -> None:
-        self._qwq = qwq
-        self._tools = tools
-        self._sampling = sampling
+        if overflow not in get_args(Overflow):
+            raise UsageError(
+                f"overflow: {overflow!r} is unknown; use one of {', '.join(get_args(Overflow))}"
+            )
+        self._model = model
+        self._functions = {tool.__name__: tool for tool in tools if callable(tool)}
+        self._tools = tuple(describe_function(tool) if callable(tool) else tool for tool in tools)
+        self._sampling = model.sampling if sampling is None else sampling
         self._seed = choose_seed(seed)
+        self._overflow = overflow
+        self._lock = threading.Lock()
+        self._current: Control | None = None  # of the reply that is being made
         self._messages: list[Message] = []
+        self._n_dropped = 0  # messages after the system prompt that are shown no more
+        self._yarn = False
         if system is not None:
             self._messages.append({"role": "system", "content": system})
 
@@ -46,54 +82,171 @@ class Session:
         """A copy of the conversation, in OpenAI's form."""
         return copy.deepcopy(self._messages)
 
-    def send(self, text: str | None = None, *, max_tokens: int | None = None) -> Iterator[Event]:
-        """Stream the reply to a text; without one, to the results of the tools it called."""
-        turn: list[Message] = [] if text is None else [{"role": "user", "content": text}]
-        messages = self._messages + turn
-        if not turn and (not messages or messages[-1]["role"] != "tool"):
-            raise UsageError("send: there is no text and no tool result to reply to; give a text")
-        reasoning: list[str] = []
-        answer: list[str] = []
-        calls: list[Message] = []
-        seed = (self._seed + len(messages)) % (MAX_SEED + 1)  # each turn its own, all of them fixed
-        for event in self._qwq.reply(
-            messages,
-            tools=self._tools,
-            sampling=self._sampling,
-            seed=seed,
-            max_tokens=max_tokens,
-        ):
-            match event:
-                case Reasoning(piece):
-                    reasoning.append(piece)
-                case Answer(piece):
-                    answer.append(piece)
-                case ToolCall(call_id, name, arguments):
-                    function = {"name": name, "arguments": arguments}
-                    calls.append({"id": call_id, "type": "function", "function": function})
-                case Done():
-                    reply: Message = {
-                        "role": "assistant",
-                        "content": "".join(answer),
-                        "reasoning_content": "".join(reasoning),
-                    }
-                    self._messages = [*messages, reply | ({"tool_calls": calls} if calls else {})]
-            yield event
+    def send(self, text: str | None = None, **options: Unpack[SendOptions]) -> Stream:
+        """Stream the reply to a text; without one, to the results of the tools it called.
 
-    def ask(self, text: str | None = None, *, max_tokens: int | None = None) -> Reply:
+        Raises UsageError for options that cannot be. What else goes wrong is raised when the
+        stream is read: UsageError while another reply of this session is being made, ContextError
+        where the conversation is too long, EngineError where the engine's process died.
+        """
+        stop = options.get("stop", ())
+        limits = Limits(
+            max_tokens=options.get("max_tokens"),
+            reasoning_tokens=options.get("reasoning_tokens"),
+            reasoning_seconds=options.get("reasoning_seconds"),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            answer_format=options.get("answer_format"),
+        )
+        on_progress = options.get("on_progress")
+        return Stream(lambda control: self._reply(text, limits, on_progress, control))
+
+    def ask(self, text: str | None = None, **options: Unpack[SendOptions]) -> Reply:
         """Like send, with the whole reply at once."""
-        return collect(self.send(text, max_tokens=max_tokens))
+        return self.send(text, **options).reply()
+
+    def asend(self, text: str | None = None, **options: Unpack[SendOptions]) -> AsyncStream:
+        """Like send, for `async for`."""
+        return AsyncStream(self.send(text, **options))
+
+    async def aask(self, text: str | None = None, **options: Unpack[SendOptions]) -> Reply:
+        """Like ask, for `await`."""
+        return await self.asend(text, **options).reply()
+
+    def run(self, text: str, *, max_calls: int = 16, **options: Unpack[SendOptions]) -> Reply:
+        """Ask, calling the session's Python functions for the model until it answers.
+
+        max_calls: how many calls of functions are made at most. Raises UsageError where the model
+        calls a tool that is no function here, or more often; what a function raises goes through.
+        """
+        reply = self.ask(text, **options)
+        n_left = max_calls
+        while reply.tool_calls:
+            n_left -= len(reply.tool_calls)
+            if n_left < 0:
+                raise UsageError(
+                    f"run: the model made more than {max_calls} calls; raise max_calls, or ask for "
+                    "less"
+                )
+            for call in reply.tool_calls:
+                function = self._functions.get(call.name)
+                if function is None:
+                    raise UsageError(
+                        f"run: {call.name!r} is no function of this session; give it among the "
+                        "tools, or answer the call with tool_result"
+                    )
+                self.tool_result(call.id, call_function(function, call.arguments))
+            reply = self.ask(**options)
+        return reply
 
     def tool_result(self, call_id: str, result: object) -> None:
         """Add what a tool returned; anything but a string is given as JSON.
 
         Raises UsageError where no call of that id waits for a result.
         """
-        if call_id not in self._open_calls():
-            raise UsageError(f"tool_result: no call {call_id!r} waits for a result; check the id")
-        content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        content = as_text(result)
+        with self._lock:
+            self._check_idle()
+            if call_id not in self._open_calls():
+                raise UsageError(
+                    f"tool_result: no call {call_id!r} waits for a result; check the id"
+                )
+            self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+
+    def _reply(
+        self, text: str | None, limits: Limits, on_progress: OnProgress | None, control: Control
+    ) -> Generator[Event]:
+        with self._lock:
+            self._check_idle()
+            self._current = control
+        try:
+            messages = [*self._messages]
+            if text is not None:
+                messages.append({"role": "user", "content": text})
+            elif not messages or messages[-1]["role"] != "tool":
+                raise UsageError(
+                    "send: there is no text and no tool result to reply to; give a text"
+                )
+            turn = Turn(
+                normalise(messages),
+                sampling=self._sampling,
+                seed=(self._seed + len(messages)) % (MAX_SEED + 1),  # its own, and always the same
+                tools=self._tools,
+                limits=limits,
+                call_prefix=f"call_{len(messages)}_",
+                yarn=self._yarn,
+                on_progress=on_progress,
+            )
+            turn, n_dropped = self._fitted(turn)
+            if n_dropped > self._n_dropped:
+                yield Notice("dropped", f"the {n_dropped} oldest messages are left out from now on")
+            yield from self._take(turn, messages, n_dropped, control)
+        finally:
+            with self._lock:
+                if self._current is control:
+                    self._current = None
+
+    def _take(
+        self, turn: Turn, messages: list[Message], n_dropped: int, control: Control
+    ) -> Iterator[Event]:
+        """Stream the reply, and remember it once it is whole."""
+        events: list[Event] = []
+        for event in self._model.reply(turn, control):
+            events.append(event)
+            if not isinstance(event, Done):
+                yield event
+        done = events[-1]
+        assert isinstance(done, Done), "a stream of events ends with Done"
+        if done.finish_reason != "cancelled":
+            reply = _message(events)
+            with self._lock:
+                self._messages = [*messages, reply]
+                self._n_dropped = n_dropped
+                self._yarn |= any(isinstance(e, Notice) and e.kind == "rope" for e in events)
+            turn = dataclasses.replace(
+                turn, messages=[*turn.messages, *normalise([reply])], yarn=self._yarn
+            )
+            self._model.warm(turn, "tool" if "tool_calls" in reply else "user")
+        yield done
+
+    def _fitted(self, turn: Turn) -> tuple[Turn, int]:
+        """The turn without as many of the oldest as must go, and how many messages these are."""
+        messages, n_dropped = turn.messages, self._n_dropped
+        n_system = int(messages[0]["role"] == "system")
+        while True:
+            shown = [*messages[:n_system], *messages[n_system + n_dropped :]]
+            turn = dataclasses.replace(turn, messages=shown)
+            if self._overflow == "error" or self._model.fits(turn):
+                return turn, n_dropped
+            later = [i for i, m in enumerate(shown) if m["role"] == "user" and i > n_system]
+            if not later:
+                return turn, n_dropped
+            n_dropped += later[0] - n_system
+
+    def _check_idle(self) -> None:
+        if self._current is not None and not self._current.cancelled.is_set():
+            raise UsageError(
+                "session: a reply is being made; read it to its end, or cancel() it first"
+            )
 
     def _open_calls(self) -> set[str]:
         calls = {call["id"] for m in self._messages for call in m.get("tool_calls", ())}
         return calls - {m.get("tool_call_id") for m in self._messages if m["role"] == "tool"}
+
+
+def _message(events: Sequence[Event]) -> Message:
+    """The assistant's message that a reply's events make."""
+    message: Message = {
+        "role": "assistant",
+        "content": "".join(event.text for event in events if isinstance(event, Answer)),
+        "reasoning_content": "".join(e.text for e in events if isinstance(e, Reasoning)),
+    }
+    calls = [
+        {
+            "id": event.id,
+            "type": "function",
+            "function": {"name": event.name, "arguments": event.arguments},
+        }
+        for event in events
+        if isinstance(event, ToolCall)
+    ]
+    return message | ({"tool_calls": calls} if calls else {})

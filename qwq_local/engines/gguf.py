@@ -1,10 +1,11 @@
 """GGUF files through llama.cpp's C interface, as llama-cpp-python binds it."""
 
 import ctypes
+import json
 import logging
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import prod
@@ -14,14 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.errors import GgufError, QwqError
+from convert.errors import GgufError, QwqError, UsageError
 from convert.gguf_header import GgufHeader
-from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop
+from qwq_local.engine import EngineSettings, KvType, OnProgress
+from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler
 from qwq_local.memory import choose_context, choose_threads
+from qwq_local.rope import Yarn, longest_context, plan_rope
 from qwq_local.sampling import Sampling
 
 ARCHITECTURE = "qwen2"
-_F16_NBYTES = 2
+KV_NBYTES: dict[KvType, float] = {"f16": 2, "q8_0": 34 / 32}
+_GGML_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8}
+_ROPE_NATIVE, _ROPE_YARN = 0, 2  # llama_rope_scaling_type
+_FLASH_ATTENTION = 1  # llama_flash_attn_type
 _LARGEST_SIZES = {
     "context_length": 1 << 24,
     "block_count": 512,  # llama.cpp aborts the process on more
@@ -41,36 +47,38 @@ _last_errors: deque[str] = deque(maxlen=3)
 class GgufEngine(EngineLoop):
     """One GGUF file in llama.cpp, on the GPU where llama-cpp-python was built for one.
 
-    context: tokens to reserve the kv_cache for; None chooses by the model and the free memory.
-    threads: None chooses by the cores and the model's size. Raises GgufError where llama.cpp
-    refuses the file.
+    Raises GgufError where llama.cpp refuses the file.
     """
 
     def __init__(
         self,
         path: Path,
         header: GgufHeader,
+        settings: EngineSettings,
         *,
-        context: int | None = None,
-        threads: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         sizes = _sizes(path, header)
         n_context = choose_context(
-            context,
-            n_possible=sizes["context_length"],
-            kv_nbytes_per_token=_kv_nbytes_per_token(sizes),
+            settings.context,
+            n_possible=longest_context(settings.rope, sizes["context_length"]),
+            kv_nbytes_per_token=_kv_nbytes_per_token(sizes, settings.kv_type),
             weights_nbytes=header.file_nbytes - header.data_offset,
         )
         n_weights = sum(prod(tensor.shape) for tensor in header.tensors.values())
+        self._path = path
+        self._kv_type: KvType = settings.kv_type
+        self._n_threads = choose_threads(settings.threads, n_weights=n_weights)
         self._llama = _library()
-        self._model = self._load_model(path)
+        self._model = self._load_model(on_progress)
         self._context: Any = None
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         super().__init__(
-            vocab_size=self._llama.llama_vocab_n_tokens(self._vocab), context_length=n_context
+            vocab_size=self._llama.llama_vocab_n_tokens(self._vocab),
+            rope_plan=plan_rope(settings.rope, n_context),
         )
         try:
-            self._context = self._make_context(path, choose_threads(threads, n_weights=n_weights))
+            self._set_rope(self._rope)
         except QwqError:
             self.close()
             raise
@@ -99,37 +107,61 @@ class GgufEngine(EngineLoop):
 
     def close(self) -> None:
         with self._lock:
-            if self._context is not None:
-                self._llama.llama_free(self._context)
-                self._context = None
+            self._free_context()
             if self._model is not None:
                 self._llama.llama_model_free(self._model)
                 self._model = None
 
-    def _load_model(self, path: Path) -> Any:
+    def _load_model(self, on_progress: OnProgress | None) -> Any:
         params = self._llama.llama_model_default_params()
-        model = self._llama.llama_model_load_from_file(str(path).encode(), params)
+
+        @self._llama.llama_progress_callback  # type: ignore[untyped-decorator]
+        def report(fraction: float, _user_data: object) -> bool:
+            if on_progress is not None:
+                on_progress(round(100 * fraction), 100)
+            return True
+
+        params.progress_callback = report
+        model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
         if model is None:
-            raise GgufError(f"{path}: llama.cpp cannot load it ({_why()}); make the file again")
+            raise GgufError(
+                f"{self._path}: llama.cpp cannot load it ({_why()}); make the file again"
+            )
         return model
 
-    def _make_context(self, path: Path, n_threads: int) -> Any:
+    def _set_rope(self, rope: Yarn | None) -> None:
+        self._free_context()
+        n_context = self.rope_plan.room(rope)
         params = self._llama.llama_context_default_params()
-        params.n_ctx = self.context_length
+        params.n_ctx = n_context
         params.n_batch = params.n_ubatch = PREFILL_BATCH
         params.n_outputs_max = self.n_logits_rows
-        params.n_threads = params.n_threads_batch = n_threads
-        context = self._llama.llama_init_from_model(self._model, params)
-        if context is None:
+        params.n_threads = params.n_threads_batch = self._n_threads
+        params.type_k = params.type_v = _GGML_TYPES[self._kv_type]
+        if self._kv_type != "f16":
+            params.flash_attn_type = _FLASH_ATTENTION  # without it values cannot be quantized
+        if rope is None:
+            params.rope_scaling_type = _ROPE_NATIVE
+            params.rope_freq_scale = 1.0
+        else:
+            params.rope_scaling_type = _ROPE_YARN
+            params.rope_freq_scale = 1 / rope.factor
+            params.yarn_orig_ctx = rope.original_length
+        self._context = self._llama.llama_init_from_model(self._model, params)
+        if self._context is None:
             raise QwqError(
-                f"{path}: llama.cpp has no room for a context of {self.context_length:,} tokens "
+                f"{self._path}: llama.cpp has no room for a context of {n_context:,} tokens "
                 f"({_why()}); choose a smaller one with --context"
             )
-        return context
+
+    def _free_context(self) -> None:
+        if self._context is not None:
+            self._llama.llama_free(self._context)
+            self._context = None
 
     def _open_context(self) -> Any:
         if self._context is None:
-            raise QwqError("the model is closed; open it again")
+            raise QwqError(f"{self._path}: the model is closed; open it again")
         return self._context
 
     def _open_vocab(self) -> Any:
@@ -171,21 +203,63 @@ class GgufEngine(EngineLoop):
         return np.ctypeslib.as_array(pointer, shape=(n, self.vocab_size)).copy()
 
     @contextmanager
-    def _sampler(
-        self, sampling: Sampling, seed: int, prompt: Sequence[int]
-    ) -> Iterator[Callable[[], int]]:
+    def _sampler(self, sampling: Sampling, seed: int, prompt: Sequence[int]) -> Iterator[Sampler]:
         chain = make_chain(
             self._llama,
             sampling,
             seed=seed,
             vocab_size=self.vocab_size,
-            n_window=self.context_length,
+            n_window=self.rope_plan.context_length,
             prompt=prompt,
         )
+        sampler = _ChainSampler(self, chain)
         try:
-            yield lambda: self._llama.llama_sampler_sample(chain, self._open_context(), -1)
+            yield sampler
         finally:
-            self._llama.llama_sampler_free(chain)
+            sampler.free()
+
+    def grammar(self, answer_format: Mapping[str, Any] | str) -> str:
+        text = answer_format if isinstance(answer_format, str) else _gbnf_of_schema(answer_format)
+        self._llama.llama_sampler_free(self._grammar_sampler(text))
+        return text
+
+    def _grammar_sampler(self, grammar: str) -> Any:
+        sampler = self._llama.llama_sampler_init_grammar(
+            self._open_vocab(), grammar.encode("utf-8", errors="replace"), b"root"
+        )
+        if not sampler:
+            raise UsageError(f"answer_format: it is no GBNF grammar ({_why()}); correct it")
+        return sampler
+
+
+class _ChainSampler:
+    """A sampler chain of llama.cpp over the engine's last logits."""
+
+    def __init__(self, engine: GgufEngine, chain: Any) -> None:
+        self._engine = engine
+        self._chain = chain
+
+    def draw(self) -> int:
+        engine = self._engine
+        token_id: int = engine._llama.llama_sampler_sample(self._chain, engine._open_context(), -1)
+        return token_id
+
+    def accept(self, token_id: int) -> None:
+        self._engine._llama.llama_sampler_accept(self._chain, token_id)
+
+    def constrain(self, grammar: str) -> None:
+        llama = self._engine._llama
+        first = self._engine._grammar_sampler(grammar)
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        llama.llama_sampler_chain_add(chain, first)
+        while llama.llama_sampler_chain_n(self._chain):
+            step = llama.llama_sampler_chain_remove(self._chain, 0)
+            llama.llama_sampler_chain_add(chain, step)
+        self.free()
+        self._chain = chain
+
+    def free(self) -> None:
+        self._engine._llama.llama_sampler_free(self._chain)
 
 
 def make_chain(
@@ -230,6 +304,19 @@ def make_chain(
     return chain
 
 
+def _gbnf_of_schema(schema: Mapping[str, Any]) -> str:
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        gbnf: str = json_schema_to_gbnf(json.dumps(schema))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"answer_format: the JSON schema cannot be turned into a grammar ({error!r}); "
+            "use a plainer one"
+        ) from error
+    return gbnf
+
+
 def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
     """The numbers that the size of a context follows from."""
     metadata = header.metadata
@@ -251,10 +338,10 @@ def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
     return sizes
 
 
-def _kv_nbytes_per_token(sizes: dict[str, int]) -> int:
+def _kv_nbytes_per_token(sizes: dict[str, int], kv_type: KvType) -> int:
     head_dim = sizes["embedding_length"] // sizes["attention.head_count"]
     n_values = 2 * sizes["block_count"] * sizes["attention.head_count_kv"] * head_dim
-    return n_values * _F16_NBYTES
+    return round(n_values * KV_NBYTES[kv_type])
 
 
 @cache

@@ -2,14 +2,16 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import QwqError
-from qwq_local.engine import shared_prefix
+from qwq_local.engine import Generation, shared_prefix
+from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
 
 PREFILL_BATCH = 512
@@ -23,6 +25,19 @@ the same, bit for bit on a CPU, whatever was in the kv_cache before.
 MAX_LOGITS_IN_CHUNK = 1 << 25  # 128 MiB of float32
 
 
+class Sampler(Protocol):
+    """Draws ids from the engine's last logits, and remembers them."""
+
+    def draw(self) -> int:
+        """The next id."""
+
+    def accept(self, token_id: int) -> None:
+        """Take an id that was not drawn as one that was."""
+
+    def constrain(self, grammar: str) -> None:
+        """Let all further ids obey a GBNF grammar. Raises UsageError where it is none."""
+
+
 class EngineLoop(ABC):
     """Prefill, decode and logits, with the longest shared prefix kept in the kv_cache.
 
@@ -31,15 +46,20 @@ class EngineLoop(ABC):
     change a choice between two tokens that are equally likely within rounding.
     """
 
-    def __init__(self, *, vocab_size: int, context_length: int) -> None:
+    def __init__(self, *, vocab_size: int, rope_plan: RopePlan) -> None:
         self.vocab_size = vocab_size
-        self.context_length = context_length
+        self.rope_plan = rope_plan
         n_rows = min(PREFILL_BATCH, MAX_LOGITS_IN_CHUNK // vocab_size)
         self.n_logits_rows = max(REUSE_UNIT, n_rows // REUSE_UNIT * REUSE_UNIT)
         self._lock = threading.Lock()
+        self._rope = rope_plan.rope_for(1)
         self._sequence: list[int] = []  # the kv_cache holds its first _n_filled ids,
         self._n_filled = 0
         self._n_reusable = 0  # of which another sequence may reuse so many
+
+    @abstractmethod
+    def _set_rope(self, rope: Yarn | None) -> None:
+        """Empty the kv_cache, and read positions with this rope from now on."""
 
     @abstractmethod
     def _trim(self, n_kept: int) -> None:
@@ -56,12 +76,25 @@ class EngineLoop(ABC):
     @abstractmethod
     def _sampler(
         self, sampling: Sampling, seed: int, prompt: Sequence[int]
-    ) -> AbstractContextManager[Callable[[], int]]:
-        """A function that draws one id from the last logits, and remembers it."""
+    ) -> AbstractContextManager[Sampler]:
+        """A sampler for one reply."""
 
-    def n_cached(self, ids: Sequence[int]) -> int:
+    def n_cached(self, ids: Sequence[int], *, rope: Yarn | None = None) -> int:
         with self._lock:
-            return self._n_shared(ids)
+            return self._n_shared(ids, rope)
+
+    def prefill(self, ids: Sequence[int], *, rope: Yarn | None = None) -> Iterator[int]:
+        sequence = list(ids)
+        stop = _whole_units(len(sequence) - 1)
+        while True:
+            with self._lock:
+                if self._sequence is not sequence:
+                    self._restart(sequence, rope, self._n_shared(sequence, rope))
+                if self._n_filled >= stop:
+                    return
+                self._prefill_step(stop)
+                n_filled = self._n_filled
+            yield n_filled
 
     def generate(
         self,
@@ -71,24 +104,36 @@ class EngineLoop(ABC):
         seed: int,
         max_tokens: int,
         stop_ids: Collection[int],
-    ) -> Iterator[int]:
+        rope: Yarn | None = None,
+    ) -> Generation:
         assert ids, "a prompt has at least one id"
-        assert len(ids) + max_tokens <= self.context_length
+        assert len(ids) + max_tokens <= self.rope_plan.context_length
         sequence = list(ids)
-        with self._sampler(sampling, seed, ids) as draw:
-            for _ in range(max_tokens):
+        end = len(ids) + max_tokens
+        with self._sampler(sampling, seed, ids) as sampler:
+            while len(sequence) < end:
                 with self._lock:
-                    self._hold(sequence)
-                    token_id = draw()
+                    self._hold(sequence, rope)
+                    token_id = sampler.draw()
                 sequence.append(token_id)
-                yield token_id
-                if token_id in stop_ids:
+                change = yield token_id
+                if change is not None:
+                    for forced in change.ids:
+                        sampler.accept(forced)
+                    sequence += change.ids
+                    if change.grammar is not None:
+                        sampler.constrain(change.grammar)
+                    rope = rope if change.rope is None else change.rope
+                elif token_id in stop_ids:
                     return
 
-    def logits(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        if len(ids) > self.context_length:
+    def logits(
+        self, ids: Sequence[int], *, rope: Yarn | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        n_room = self.rope_plan.room(rope)
+        if len(ids) > n_room:
             raise QwqError(
-                f"logits: {len(ids):,} ids do not fit in a context of {self.context_length:,}; "
+                f"logits: {len(ids):,} ids do not fit in a context of {n_room:,}; "
                 "cut the text, or open the model with a larger context"
             )
         sequence = list(ids)
@@ -96,7 +141,7 @@ class EngineLoop(ABC):
             chunk = sequence[start : start + self.n_logits_rows]
             with self._lock:
                 if self._sequence is not sequence or self._n_filled != start:
-                    self._restart(sequence, 0)
+                    self._restart(sequence, rope, 0)
                     self._prefill(start)
                     self._n_reusable = 0  # read in other pieces than a prompt
                 self._feed(chunk, all_logits=True)
@@ -104,26 +149,41 @@ class EngineLoop(ABC):
                 logits = self._read_logits(len(chunk))
             yield logits
 
-    def _n_shared(self, sequence: Sequence[int]) -> int:
+    def _n_shared(self, sequence: Sequence[int], rope: Yarn | None) -> int:
         """How many ids of the kv_cache serve this sequence, its last id not among them."""
+        if rope != self._rope:
+            return 0
         n = shared_prefix(self._sequence[: self._n_reusable], sequence)
-        return min(n, len(sequence) - 1) // REUSE_UNIT * REUSE_UNIT
+        return _whole_units(min(n, len(sequence) - 1))
 
-    def _hold(self, sequence: list[int]) -> None:
+    def _hold(self, sequence: list[int], rope: Yarn | None) -> None:
         """Make the kv_cache hold the sequence, with logits of its last id."""
-        if self._sequence is not sequence or self._n_filled != len(sequence) - 1:
-            self._restart(sequence, self._n_shared(sequence))
-            self._prefill((len(sequence) - 1) // REUSE_UNIT * REUSE_UNIT)
-        self._feed(sequence[self._n_filled :], all_logits=False)
-        self._n_filled = len(sequence)
+        if self._sequence is not sequence or self._rope != rope:
+            self._restart(sequence, rope, self._n_shared(sequence, rope))
+            self._prefill(_whole_units(len(sequence) - 1))
+        for start in range(self._n_filled, len(sequence), PREFILL_BATCH):
+            chunk = sequence[start : start + PREFILL_BATCH]
+            self._feed(chunk, all_logits=False)
+            self._n_filled += len(chunk)
 
-    def _restart(self, sequence: list[int], n_kept: int) -> None:
+    def _restart(self, sequence: list[int], rope: Yarn | None, n_kept: int) -> None:
         self._n_reusable = 0  # should the cut fail
-        self._trim(n_kept)
+        if rope == self._rope:
+            self._trim(n_kept)
+        else:
+            self._set_rope(rope)
+            self._rope = rope
         self._sequence, self._n_filled, self._n_reusable = sequence, n_kept, n_kept
 
     def _prefill(self, stop: int) -> None:
-        for start in range(self._n_filled, stop, PREFILL_BATCH):
-            end = min(start + PREFILL_BATCH, stop)
-            self._feed(self._sequence[start:end], all_logits=False)
-            self._n_filled = self._n_reusable = end
+        while self._n_filled < stop:
+            self._prefill_step(stop)
+
+    def _prefill_step(self, stop: int) -> None:
+        end = min(self._n_filled + PREFILL_BATCH, stop)
+        self._feed(self._sequence[self._n_filled : end], all_logits=False)
+        self._n_filled = self._n_reusable = end
+
+
+def _whole_units(n: int) -> int:
+    return n // REUSE_UNIT * REUSE_UNIT

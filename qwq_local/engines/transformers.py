@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.errors import CheckpointError, QwqError
+from convert.errors import CheckpointError, QwqError, UsageError
 from qwq_local.description import read_json
-from qwq_local.engines.loop import EngineLoop
+from qwq_local.engine import EngineSettings
+from qwq_local.engines.loop import EngineLoop, Sampler
 from qwq_local.memory import choose_context, usable_cores
+from qwq_local.rope import Yarn, longest_context, plan_rope
 from qwq_local.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -31,17 +34,15 @@ class TransformersEngine(EngineLoop):
     """A Qwen2 checkpoint in torch, on CUDA or MPS where there is one, else on the CPU.
 
     On a CPU everything is computed in float32, whatever the file holds: the exact reference.
-    On a GPU in the file's own type. context and threads as for GgufEngine; threads is torch's
-    setting for the whole process. Raises CheckpointError where the folder cannot be loaded.
+    On a GPU in the file's own type. settings.threads is torch's for the whole process.
+    Raises CheckpointError where the folder cannot be loaded.
     """
 
     def __init__(
         self,
         path: Path,
         config: dict[str, Any],
-        *,
-        context: int | None = None,
-        threads: int | None = None,
+        settings: EngineSettings,
     ) -> None:
         try:
             import torch
@@ -51,8 +52,9 @@ class TransformersEngine(EngineLoop):
                 f"{path}: running a folder of safetensors needs torch and transformers; "
                 "install them with: pip install 'qwq-local[gptq]'"
             ) from error
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._path = path
         self._torch = torch
         self._tokenizer, self._plain_tokenizer = _load_tokenizers(path)
         self._bytes_of_symbol = _bytes_of_symbols()
@@ -67,17 +69,18 @@ class TransformersEngine(EngineLoop):
         model_config = self._model.config
         head_dim = model_config.hidden_size // model_config.num_attention_heads
         n_values = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads * head_dim
+        n_context = choose_context(
+            settings.context,
+            n_possible=longest_context(settings.rope, model_config.max_position_embeddings),
+            kv_nbytes_per_token=n_values * self._model.dtype.itemsize,
+            weights_nbytes=0,  # loaded already
+        )
         super().__init__(
-            vocab_size=model_config.vocab_size,
-            context_length=choose_context(
-                context,
-                n_possible=model_config.max_position_embeddings,
-                kv_nbytes_per_token=n_values * self._model.dtype.itemsize,
-                weights_nbytes=0,  # loaded already
-            ),
+            vocab_size=model_config.vocab_size, rope_plan=plan_rope(settings.rope, n_context)
         )
         self._kv_cache: Any = transformers.DynamicCache()
         self._logits: Any = None  # (n, vocab_size) of the last forward pass
+        self._set_rope(self._rope)
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
@@ -95,16 +98,37 @@ class TransformersEngine(EngineLoop):
         with self._lock:
             self._model = self._kv_cache = self._logits = None
 
+    def grammar(self, answer_format: Mapping[str, Any] | str) -> str:  # noqa: ARG002
+        raise UsageError(
+            "answer_format: only GGUF files can be held to a grammar; use one, or ask in words"
+        )
+
+    def _set_rope(self, rope: Yarn | None) -> None:
+        import transformers
+        from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+        model = self._open_model()
+        config = copy.deepcopy(model.config)
+        parameters = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]}
+        if rope is not None:
+            parameters |= {
+                "rope_type": "yarn",
+                "factor": rope.factor,
+                "original_max_position_embeddings": rope.original_length,
+            }
+        config.rope_parameters = parameters
+        model.model.rotary_emb = Qwen2RotaryEmbedding(config).to(self._device)
+        self._kv_cache = transformers.DynamicCache()
+
     def _trim(self, n_kept: int) -> None:
         n_dropped = self._kv_cache.get_seq_length() - n_kept
         if n_dropped > 0:
             self._kv_cache.crop(-n_dropped)
 
     def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
-        if self._model is None:
-            raise QwqError("the model is closed; open it again")
+        model = self._open_model()
         with self._torch.inference_mode():
-            output = self._model(
+            output = model(
                 input_ids=self._torch.tensor([ids], device=self._device),
                 past_key_values=self._kv_cache,
                 use_cache=True,
@@ -112,30 +136,49 @@ class TransformersEngine(EngineLoop):
             )
         self._logits = output.logits[0]
 
+    def _open_model(self) -> Any:
+        if self._model is None:
+            raise QwqError(f"{self._path}: the model is closed; open it again")
+        return self._model
+
     def _read_logits(self, n: int) -> NDArray[np.float32]:
         array: NDArray[np.float32] = self._logits[-n:].float().cpu().numpy()
         return array
 
     @contextmanager
-    def _sampler(
-        self, sampling: Sampling, seed: int, prompt: Sequence[int]
-    ) -> Iterator[Callable[[], int]]:
-        torch = self._torch
-        generator = torch.Generator().manual_seed(seed)
-        seen = list(prompt)
-        chain = make_chain(sampling, n_prompt=len(seen))
+    def _sampler(self, sampling: Sampling, seed: int, prompt: Sequence[int]) -> Iterator[Sampler]:
+        yield _WarperSampler(self, sampling, seed, list(prompt))
 
-        def draw() -> int:
-            scores = chain(torch.tensor([seen]), self._logits[-1:].float().cpu())
-            if sampling.greedy:
-                token_id = int(scores[0].argmax())
-            else:
-                probabilities = scores[0].softmax(dim=-1)
-                token_id = int(torch.multinomial(probabilities, 1, generator=generator))
-            seen.append(token_id)
-            return token_id
 
-        yield draw
+class _WarperSampler:
+    """transformers' warpers over the engine's last logits, on the CPU."""
+
+    def __init__(
+        self, engine: TransformersEngine, sampling: Sampling, seed: int, seen: list[int]
+    ) -> None:
+        self._engine = engine
+        self._greedy = sampling.greedy
+        self._generator = engine._torch.Generator().manual_seed(seed)
+        self._seen = seen
+        self._chain = make_chain(sampling, n_prompt=len(seen))
+
+    def draw(self) -> int:
+        torch = self._engine._torch
+        logits = self._engine._logits[-1:].float().cpu()
+        scores = self._chain(torch.tensor([self._seen]), logits)
+        if self._greedy:
+            token_id = int(scores[0].argmax())
+        else:
+            probabilities = scores[0].softmax(dim=-1)
+            token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
+        self._seen.append(token_id)
+        return token_id
+
+    def accept(self, token_id: int) -> None:
+        self._seen.append(token_id)
+
+    def constrain(self, grammar: str) -> None:
+        self._engine.grammar(grammar)
 
 
 def make_chain(sampling: Sampling, *, n_prompt: int) -> Any:

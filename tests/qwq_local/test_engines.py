@@ -166,9 +166,9 @@ def test_logits_of_more_ids_than_the_context_are_refused(qwq: QwQ) -> None:
         next(qwq.engine.logits([1] * 2049))
 
 
-@pytest.mark.parametrize("context", [0, -1, 40961])
+@pytest.mark.parametrize("context", [0, -1, 131_073])
 def test_a_context_that_the_model_lacks_is_refused(bf16_gguf: Path, context: int) -> None:
-    with pytest.raises(UsageError, match=r"^context: .* 1 to 40,960; choose"):
+    with pytest.raises(UsageError, match=r"^context: .* 1 to 131,072; choose"):
         QwQ.open(bf16_gguf, context=context)
 
 

@@ -11,16 +11,23 @@ def test_the_public_names() -> None:
     """Would catch a name that comes or goes unnoticed."""
     assert qwq_local.__all__ == [
         "Answer",
+        "AsyncStream",
+        "ContextError",
         "Done",
+        "EngineError",
+        "Limits",
         "Notice",
         "QwQ",
+        "QwqError",
         "Reasoning",
         "Reply",
         "Sampling",
         "Session",
+        "Stream",
         "Timings",
         "ToolCall",
         "Usage",
+        "UsageError",
     ]
     assert qwq_local.__all__ == sorted(qwq_local.__all__)
     for name in qwq_local.__all__:
