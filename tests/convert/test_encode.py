@@ -6,22 +6,8 @@ import numpy as np
 import pytest
 from gguf import dequantize
 
-from convert.encode import Float32Array, QuantType, encode_rows, row_nbytes
+from convert.encode import NEEDS_IMPORTANCE, Float32Array, QuantType, encode_rows, row_nbytes
 
-ALL_TYPES = (
-    QuantType.F32,
-    QuantType.F16,
-    QuantType.BF16,
-    QuantType.Q8_0,
-    QuantType.Q6_K,
-    QuantType.Q5_K,
-    QuantType.Q4_K,
-    QuantType.Q3_K,
-    QuantType.Q2_K,
-    QuantType.Q5_1,
-    QuantType.Q5_0,
-    QuantType.Q4_0,
-)
 RELATIVE_RMS_ERROR = {
     QuantType.F32: 0.0,
     QuantType.F16: 3e-4,
@@ -32,22 +18,33 @@ RELATIVE_RMS_ERROR = {
     QuantType.Q5_1: 0.06,
     QuantType.Q5_0: 0.06,
     QuantType.Q4_K: 0.09,
+    QuantType.Q4_1: 0.10,
+    QuantType.IQ4_XS: 0.09,
+    QuantType.IQ4_NL: 0.09,
     QuantType.Q4_0: 0.11,
     QuantType.Q3_K: 0.18,
+    QuantType.IQ3_S: 0.18,
+    QuantType.IQ3_XXS: 0.24,
     QuantType.Q2_K: 0.36,
+    QuantType.IQ2_S: 0.32,
+    QuantType.IQ2_XS: 0.36,
+    QuantType.IQ2_XXS: 0.40,
 }
 """Upper bounds for Gaussian weights; a third of each bounds from below."""
+SLOW_TYPES = {t for t in RELATIVE_RMS_ERROR if t.name.startswith("IQ")}
+FAST_TYPES = [t for t in RELATIVE_RMS_ERROR if t not in SLOW_TYPES]
 
 
 def gaussian(n_rows: int, n_in: int, seed: int = 0) -> Float32Array:
     return np.random.default_rng(seed).normal(0.0, 0.02, (n_rows, n_in)).astype(np.float32)
 
 
-@pytest.mark.parametrize("quant_type", ALL_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("quant_type", RELATIVE_RMS_ERROR, ids=lambda t: t.name)
 def test_error_is_what_the_type_can_do(quant_type: QuantType) -> None:
     """Decoded by the gguf package, each type is as near as its bits allow, and no nearer."""
     rows = gaussian(16, 1024)
-    blocks = encode_rows(rows, quant_type)
+    importance = np.ones(1024, dtype=np.float32) if quant_type in NEEDS_IMPORTANCE else None
+    blocks = encode_rows(rows, quant_type, importance=importance)
     assert blocks.shape == (16, row_nbytes(quant_type, 1024))
     data = blocks.view(np.float32) if quant_type == QuantType.F32 else blocks
     decoded = dequantize(data, quant_type)
@@ -56,7 +53,7 @@ def test_error_is_what_the_type_can_do(quant_type: QuantType) -> None:
     assert error >= RELATIVE_RMS_ERROR[quant_type] / 3
 
 
-@pytest.mark.parametrize("quant_type", ALL_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("quant_type", FAST_TYPES, ids=lambda t: t.name)
 def test_rows_are_independent(quant_type: QuantType) -> None:
     """Cut in any way and on any number of threads, with importance or without: the same bytes."""
     rows = gaussian(600, 512)
