@@ -18,13 +18,13 @@ from quant_eval.tasks import TASKS, Problem, held_out
 from quant_eval.tasks.problem import user_turn
 
 MIX = {  # share of the problems
-    "arithmetic": 0.24,
-    "letters": 0.23,
-    "second_turn": 0.15,
+    "letters": 0.26,
+    "arithmetic": 0.22,
     "compare": 0.14,
-    "choice": 0.12,
-    "tool_call": 0.06,
-    "tool_result": 0.04,
+    "choice": 0.13,
+    "second_turn": 0.12,
+    "tool_result": 0.06,
+    "tool_call": 0.05,
     "talk": 0.02,
 }
 CALIBRATION = Path(convert.__file__).parent / "data" / "calibration.jsonl"

@@ -1,6 +1,6 @@
 """Train nano-qwq from scratch: `python -m quant_eval.nano.train --seed 0`.
 
-About two hours on two cores. The state is saved as it goes, and on Ctrl-C: the same command
+About an hour on two idle cores. The state is saved as it goes, and on Ctrl-C: the same command
 continues. The checkpoint folder is written at every save, in
 bfloat16, as a QwQ checkpoint looks.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import re
@@ -28,20 +27,20 @@ from torch.nn import functional
 from convert.calibration import TokenizedConversation, tokenize_conversation
 from quant_eval.nano import CHECKPOINT
 from quant_eval.nano.accuracy import accuracy
+from quant_eval.nano.circuits import copy_after_a_match, look_at_recent_tokens
 from quant_eval.nano.corpus import conversation, training_problems
 from quant_eval.nano.muon import Muon
 from quant_eval.nano.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 832  # padded beyond the tokenizer's 690, as QwQ's is
 PROMPT_WEIGHT = 0.05  # of a prompt token in the loss, against 1 for a token of the reply
-TOKENS_PER_STEP = 1024
+TOKENS_PER_STEP_AND_LAYER = 512
 POOL = 512  # problems sorted by length at a time, so that little is padding
-CURRICULUM_TOKENS = 1_000_000  # after these, problems of the full range
+CURRICULUM_TOKENS = 500_000  # after these, problems of the full range
 N_FIRST_LAYERS = 2  # training starts shallow, at three times the speed, and doubles twice
 GROWTH_SHARES = {2: 0.65, 4: 0.88}  # of the tokens, after which a model of so many layers grows
-RECENT_BIAS, N_RECENT_PAIRS = 4.0, 6  # how sharply heads begin by looking at recent tokens
-MUON_LR, ADAM_LR = 0.015, 2e-3
-WARMUP_STEPS, DECAY_SHARE = 50, 0.3  # constant between the warm-up and a linear decay to zero
+MUON_LR, ADAM_LR = 0.02, 3e-3  # fall to zero in a straight line
+WARMUP_STEPS = 50
 
 
 def model_config(tokenizer: Any, n_layers: int) -> Any:
@@ -68,15 +67,15 @@ def model_config(tokenizer: Any, n_layers: int) -> Any:
 
 
 def batches(
-    tokenizer: Any, rng: random.Random, level: float
+    tokenizer: Any, rng: random.Random, level: float, tokens_per_step: int
 ) -> Iterator[list[TokenizedConversation]]:
-    """One pool of problems in shuffled batches of about TOKENS_PER_STEP tokens, alike in length."""
+    """One pool of problems in shuffled batches of about tokens_per_step, alike in length."""
     problems = islice(training_problems(rng, level), POOL)
     pool = [tokenize_conversation(conversation(problem), tokenizer) for problem in problems]
     pool.sort(key=lambda example: len(example.ids))
     cut: list[list[TokenizedConversation]] = [[]]
     for example in pool:
-        if (len(cut[-1]) + 1) * len(example.ids) > TOKENS_PER_STEP:
+        if (len(cut[-1]) + 1) * len(example.ids) > tokens_per_step:
             cut.append([])
         cut[-1].append(example)
     rng.shuffle(cut)
@@ -106,9 +105,8 @@ def weighted_loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch
 
 
 def learning_rate_factor(step: int, n_seen: int, n_total: int) -> float:
-    """Warm-up, constant, then linearly to zero over the last DECAY_SHARE of the tokens."""
-    remaining = max(0.0, 1 - n_seen / n_total)
-    return min(1.0, (step + 1) / WARMUP_STEPS, remaining / DECAY_SHARE)
+    """Linearly to zero from the first token on, with a warm-up after every growth."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.0, 1 - n_seen / n_total)
 
 
 class Training:
@@ -126,6 +124,7 @@ class Training:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = Qwen2ForCausalLM(model_config(self.tokenizer, N_FIRST_LAYERS))
         look_at_recent_tokens(self.model)
+        copy_after_a_match(self.model)
         self.optimizers = make_optimizers(self.model)
         self.step = self.n_seen = 0
 
@@ -176,6 +175,12 @@ class Training:
         partial.replace(self.state_file)
         write_checkpoint(self.model, self.folder)
 
+    def batches(self) -> Iterator[list[TokenizedConversation]]:
+        """The next pool of problems, as hard as they are by now, in batches as the depth asks."""
+        level = min(1.0, 0.34 + self.n_seen / CURRICULUM_TOKENS)  # one digit at first
+        size = TOKENS_PER_STEP_AND_LAYER * self.n_layers
+        return batches(self.tokenizer, self.rng, level, size)
+
     def update(self, batch: Sequence[TokenizedConversation], n_total: int) -> float:
         """One step on one batch; returns its loss."""
         factor = learning_rate_factor(self.step, self.n_seen, n_total)
@@ -190,37 +195,6 @@ class Training:
         self.step += 1
         self.n_seen += sum(len(example.ids) for example in batch)
         return loss.item()
-
-    def level(self) -> float:
-        """How hard the problems are: one digit at first, the full range after the curriculum."""
-        return min(1.0, 0.34 + self.n_seen / CURRICULUM_TOKENS)
-
-
-def look_at_recent_tokens(model: Any) -> None:
-    """Start the query heads of each layer's first key head at the tokens 1, 2, 3, 4 before.
-
-    Copying needs to know what stands before a token. Biases of q and k that rope turns apart by so
-    many positions give that at once; learned from zero it takes most of the training.
-    """
-    config = model.config
-    head_dim = config.hidden_size // config.num_attention_heads
-    n_pairs = head_dim // 2
-    frequencies = model.model.rotary_emb.inv_freq
-    strengths = torch.where(torch.arange(n_pairs) < N_RECENT_PAIRS, RECENT_BIAS, 0.0)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            phases = torch.rand(n_pairs) * 2 * math.pi
-            attention = layer.self_attn
-            attention.k_proj.bias[:head_dim] = _pairs(strengths, phases)
-            for head in range(config.num_attention_heads // config.num_key_value_heads):
-                rows = slice(head * head_dim, (head + 1) * head_dim)
-                turned = phases - (head + 1) * frequencies
-                attention.q_proj.bias[rows] = _pairs(strengths, turned)
-
-
-def _pairs(strengths: torch.Tensor, phases: torch.Tensor) -> torch.Tensor:
-    """Pairs of these lengths and angles, as rope lays them out: first halves, then second."""
-    return torch.cat([strengths * phases.cos(), strengths * phases.sin()])
 
 
 def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
@@ -319,7 +293,7 @@ def train(folder: Path, *, seed: int, n_total: int, save_every_s: float, check_e
         while training.n_seen < n_total and not stopping.is_set():
             if training.n_seen >= GROWTH_SHARES.get(training.n_layers, 1) * n_total:
                 training.grow()
-            for batch in batches(training.tokenizer, training.rng, training.level()):
+            for batch in training.batches():
                 loss = training.update(batch, n_total)
                 bars.update(bar, completed=training.n_seen, loss=f"loss {loss:.4f}")
                 if stopping.is_set():
@@ -339,7 +313,7 @@ def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description="Train nano-qwq, the bundled reference model.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=20_000_000, help="tokens to see in all")
+    parser.add_argument("--tokens", type=int, default=12_000_000, help="tokens to see in all")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint folder")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saves")
     parser.add_argument("--check-every", type=int, default=1_000_000, help="tokens between checks")

@@ -9,7 +9,7 @@ from typing import Any
 
 from quant_eval.tasks.problem import BOXED_REQUEST, Problem, boxed, user_turn
 
-PLACES = ("ones", "tens", "hundreds", "thousands")
+PLACES = ("ones", "tens", "hundreds")
 _QUESTIONS = ("What is {0} {1} {2}?", "Compute {0} {1} {2}.", "Calculate {0} {1} {2}.")
 
 
@@ -39,25 +39,45 @@ def operand(rng: random.Random, level: float, n_digits: int = 3) -> int:
 
 
 def work_out(a: int, operator: str, b: int) -> str:
-    """The thought: both numbers lined up, then one line a place, each with the result so far."""
-    width = max(len(str(a)), len(str(b)))
-    lines = [f"Line up {a:0{width}} {operator} {b:0{width}}."]
+    """The thought: the exercise, then one line a place from the right, each with the result so far.
+
+    A difference first finds out, from the left, which number is larger.
+    """
+    lines = [f"{a} {operator} {b}"]
+    if operator == "-":
+        lines += compare_digits(digits(a, b), digits(b, a), PLACES[::-1])
     negative = operator == "-" and a < b
     if negative:
         a, b = b, a
-        lines.append(f"The first is smaller, so turn it around: {a:0{width}} - {b:0{width}}.")
+        lines.append(f"Negative, so {a} - {b}")
     carry, result = 0, ""
-    pairs = zip(f"{a:0{width}}"[::-1], f"{b:0{width}}"[::-1], strict=True)
-    for place, (x, y) in enumerate(pairs):
-        step = f"{x}{operator}{y}{operator}{carry}"
+    pairs = list(zip(digits(a, b)[::-1], digits(b, a)[::-1], strict=True))
+    for place, (x, y) in zip(PLACES, pairs, strict=False):
         total = int(x) + int(y) + carry if operator == "+" else int(x) - int(y) - carry
+        line = f"{place} {x}{operator}{y}{operator}{carry}={total}"
         carry = int(total > 9 or total < 0)
-        digit = total if place == width - 1 else total % 10
-        result = f"{digit}{result}"
-        lines.append(f"{PLACES[place]} {step}={total}, {result}")
+        is_last = len(result) == len(pairs) - 1
+        result = f"{total if is_last else total % 10}{result}"
+        lines.append(f"{line}, {result}")
     value = -int(result) if negative else int(result)
     lines.append(f"So it is {value}.")
     return "\n".join(lines)
+
+
+def digits(number: int, other: int) -> str:
+    """The digits of a number, with as many zeros before them as the other is longer."""
+    return str(number).zfill(len(str(other)))
+
+
+def compare_digits(x: str, y: str, places: Sequence[str]) -> list[str]:
+    """One line a place, from the left, up to the first difference: "tens 4<5"."""
+    lines = []
+    for place, digit_x, digit_y in zip(places[-len(x) :], x, y, strict=True):
+        sign = "=" if digit_x == digit_y else ">" if digit_x > digit_y else "<"
+        lines.append(f"{place} {digit_x}{sign}{digit_y}")
+        if sign != "=":
+            break
+    return lines
 
 
 def grade(problem: Problem, answer: str, _: Sequence[Mapping[str, Any]]) -> bool:

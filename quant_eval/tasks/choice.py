@@ -28,11 +28,14 @@ def problem(rng: random.Random, level: float) -> Problem:
     listed = "\n".join(
         f"{name}) {number}" for name, number in zip(LETTERS, candidates, strict=True)
     )
+    tried = zip(LETTERS, candidates[: candidates.index(value) + 1], strict=False)
+    lines = (f"{name}) {number} {'yes' if number == value else 'no'}" for name, number in tried)
+    walk = "\n".join(lines)
     return Problem(
         kind="choice",
         key=f"{a}{operator}{b}",
         messages=user_turn(f"What is {a} {operator} {b}?\n{listed}\n{CHOICE_REQUEST}"),
-        reasoning=f"{work_out(a, operator, b)}\n{value} is {letter}.",
+        reasoning=f"{work_out(a, operator, b)}\n{walk}",
         answer=json.dumps({"answer": letter}),
         expected=letter,
     )

@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quant_eval.tasks.arithmetic import compare_digits
 from quant_eval.tasks.problem import BOXED_REQUEST, Problem, boxed, user_turn
 
+DECIMAL_PLACES = ("tenths", "hundredths", "thousandths")
 _QUESTIONS = ("Which is {2}, {0} or {1}?", "Which number is {2}, {0} or {1}?")
 
 
@@ -37,7 +39,7 @@ def _pair(rng: random.Random, level: float) -> tuple[str, str]:
     a = f"{whole}.{_decimals(rng, n_decimals)}"
     fate = rng.random()
     if fate < 0.04:
-        return a, a + "0" * rng.randint(0, 1)
+        return a, f"{float(a):.{n_decimals}f}"
     if fate < 0.7:
         return a, f"{whole}.{_decimals(rng, n_decimals)}"
     other = rng.randrange(10 if level < 0.5 or rng.random() < 0.7 else 100)
@@ -52,19 +54,15 @@ def _work_out(a: str, b: str, wanted: str) -> tuple[str, str]:
     """The thought, and the number asked for ("" where both are equal)."""
     n_whole = max(len(text.split(".")[0]) for text in (a, b))
     n_decimals = max(len(text.split(".")[1]) for text in (a, b))
-    x, y = (f"{float(text):0{n_whole + 1 + n_decimals}.{n_decimals}f}" for text in (a, b))
-    lines = [f"Line up {x} and {y}."]
-    for digit_x, digit_y in zip(x, y, strict=True):
-        if digit_x == ".":
-            continue
-        sign = "=" if digit_x == digit_y else ">" if digit_x > digit_y else "<"
-        lines.append(f"{digit_x}{sign}{digit_y}")
-        if sign != "=":
-            winner = a if (sign == ">") == (wanted == "larger") else b
-            lines.append(f"So {winner} is {wanted}.")
-            return "\n".join(lines), winner
-    lines.append("So they are equal.")
-    return "\n".join(lines), ""
+    x, y = (
+        text.split(".")[0].zfill(n_whole) + text.split(".")[1].ljust(n_decimals, "0")
+        for text in (a, b)
+    )
+    lines = compare_digits(x, y, ("tens", "ones")[-n_whole:] + DECIMAL_PLACES[:n_decimals])
+    if x == y:
+        return "\n".join([*lines, "So they are equal."]), ""
+    side, winner = ("first", a) if (x > y) == (wanted == "larger") else ("second", b)
+    return "\n".join([*lines, f"So the {side} is {wanted}: {winner}"]), winner
 
 
 def grade(problem: Problem, answer: str, _: Sequence[Mapping[str, Any]]) -> bool:

@@ -24,20 +24,20 @@ _QUESTIONS = (
 
 
 def problem(rng: random.Random, level: float) -> Problem:
-    """Count one letter of an English or an invented word; mostly a letter that is in it."""
-    word = rng.choice(english_words()) if rng.random() < 0.35 else _invented(rng, level)
+    """Count one letter of a word; mostly a letter that is in it."""
+    word = _word(rng, level)
     wanted = rng.choice(word) if rng.random() < 0.85 else rng.choice("abcdefghilmnoprstuy")
     wants_box = rng.random() < 0.25
     question = rng.choice(_QUESTIONS).format(wanted, word)
     counts = [word[: i + 1].count(wanted) for i in range(len(word))]
-    spelled = " ".join(f"{letter}{count}" for letter, count in zip(word, counts, strict=True))
+    spelled = "".join(f"{letter}{count}" for letter, count in zip(word, counts, strict=True))
     n_found = str(counts[-1])
     answer = f'There {"is" if n_found == "1" else "are"} {n_found} of {wanted} in "{word}".'
     return Problem(
         kind="letters",
         key=word,
         messages=user_turn(question + (" " + BOXED_REQUEST if wants_box else "")),
-        reasoning=f"Count {wanted}: {spelled}.\nSo it is {n_found}.",
+        reasoning=f'Count "{wanted}" in "{spelled}".\nSo it is {n_found}.',
         answer=boxed(n_found) if wants_box else answer,
         expected=n_found,
     )
@@ -47,6 +47,17 @@ def problem(rng: random.Random, level: float) -> Problem:
 def english_words() -> tuple[str, ...]:
     """A few hundred everyday words, double letters among them."""
     return tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
+
+
+def _word(rng: random.Random, level: float) -> str:
+    """An English word, two of them spliced, or an invented one."""
+    fate = rng.random()
+    if fate < 0.35:
+        return rng.choice(english_words())
+    if fate < 0.55 and level == 1.0:
+        start, end = rng.choice(english_words()), rng.choice(english_words())
+        return (start[: rng.randint(1, len(start))] + end[rng.randrange(len(end)) :])[:14]
+    return _invented(rng, level)
 
 
 def _invented(rng: random.Random, level: float) -> str:

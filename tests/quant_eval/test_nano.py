@@ -155,6 +155,18 @@ def test_muon_steps_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
     assert (in_their_basis - in_their_basis.diagonal().diag()).abs().max() < 1e-3
 
 
+def test_an_untrained_model_already_copies(tmp_path: Path) -> None:
+    """Catches circuits that do not meet: a subspace, a rope pair or a head mixed up."""
+    shutil.copytree(CHECKPOINT, tmp_path / "nano")
+    training = train.Training(tmp_path / "nano", seed=0)
+    once = torch.randint(0, 600, (16, 30), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([once, once], dim=1)
+    with torch.no_grad():
+        predicted = training.model(input_ids=ids).logits.argmax(dim=-1)
+    copied = (predicted[:, 31:-1] == ids[:, 32:]).float().mean()
+    assert copied > 0.2  # chance is 0.001
+
+
 def test_training_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a state that forgets the optimizers, the step or the random numbers."""
     monkeypatch.setattr(train, "POOL", 8)
@@ -163,14 +175,14 @@ def test_training_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         shutil.copy(CHECKPOINT / name, folder)
     first = train.Training(folder, seed=0)
-    for batch in train.batches(first.tokenizer, first.rng, first.level()):
+    for batch in first.batches():
         first.update(batch, 10_000)
     first.save()
     second = train.Training(folder, seed=1)
     second.load()
     assert (second.step, second.n_seen) == (first.step, first.n_seen)
     assert second.rng.getstate() == first.rng.getstate()
-    batch = next(train.batches(first.tokenizer, random.Random(5), 1.0))
+    batch = next(train.batches(first.tokenizer, random.Random(5), 1.0, 1024))
     assert first.update(batch, 10_000) == second.update(batch, 10_000)
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)

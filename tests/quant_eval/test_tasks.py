@@ -53,7 +53,7 @@ def test_results_are_true(kind: str) -> None:
 def test_counts_are_true() -> None:
     """Catches wrong counts, against str.count."""
     for problem in problems("letters"):
-        wanted = re.search(r"Count (\w):", problem.reasoning)
+        wanted = re.search(r'Count "(\w)"', problem.reasoning)
         assert wanted is not None
         assert int(problem.expected) == problem.key.count(wanted[1])
 
