@@ -1,13 +1,6 @@
 """Recipes of one's own: a mix with overrides, from a TOML file or from options, and back to text.
 
-name = "careful"                # names the files: MODEL-careful.gguf
-base = "Q4_K_M"                 # the mix that decides what is not named here
-token_embedding_type = "Q8_0"   # and output_type; both may be left out
-output_type = "Q8_0"
-
-[[tensors]]                     # the first pattern that is found in a tensor's name decides
-pattern = 'blk\\.(0|1)\\.ffn_down'
-type = "Q6_K"
+examples/recipe.toml shows all that a file may hold.
 """
 
 import json
@@ -45,7 +38,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
-        raise UsageError(f"{path}: is no TOML ({error}); see `qwq convert gguf --help`") from error
+        raise UsageError(f"{path}: is no TOML ({error}); see examples/recipe.toml") from error
     return _parse_recipe(table, str(path))
 
 

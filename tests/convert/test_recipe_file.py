@@ -7,9 +7,12 @@ import pytest
 
 from convert.encode import QuantType
 from convert.errors import UsageError
-from convert.recipe import RECIPES, Override
+from convert.qwen2 import parse_config
+from convert.recipe import RECIPES, Override, choose_types
 from convert.recipe_file import TENSOR_TYPES, load_recipe, recipe_text, with_overrides
+from tests.synthetic import CONFIG
 
+MODEL = parse_config(CONFIG, "synthetic")
 CAREFUL = r"""
 name = "careful-2.5"
 base = "q4_k_m"
@@ -44,6 +47,17 @@ def test_a_recipe_from_a_file(tmp_path: Path) -> None:
         ),
     )
     assert load_recipe("q4_k_m") is RECIPES["Q4_K_M"]
+
+
+def test_the_example_is_a_recipe() -> None:
+    """What the documentation points to can be used as it is."""
+    recipe = load_recipe(str(Path(__file__).parents[2] / "examples/recipe.toml"))
+    types = {spec.gguf_name: choice.quant_type.name for spec, choice in choose_types(recipe, MODEL)}
+    assert recipe.name == "careful"
+    assert types["token_embd.weight"] == "Q6_K"
+    assert types["output.weight"] == types["blk.1.ffn_down.weight"] == "Q8_0"
+    assert types["blk.2.attn_v.weight"] == types["blk.3.attn_k.weight"] == "Q6_K"
+    assert types["blk.3.ffn_up.weight"] == "Q4_K"
 
 
 @pytest.mark.parametrize("name", ["IQ2_M", "own"])
