@@ -6,15 +6,12 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convert.errors import QwqError
 from qwq_local.engine import Engine
 from qwq_local.messages import Message, answer_start
-
-if TYPE_CHECKING:
-    import jinja2
+from qwq_local.renderer import render
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 _THOUGHT_CLOSE = "</think>"
@@ -82,10 +79,9 @@ class ChatTemplate:
     ) -> Prompt:
         """Render normalised messages.
 
-        Raises QwqError where the template is broken, refuses the messages or asks for what its
-        sandbox forbids.
+        Raises QwqError where the template is broken, refuses the messages, asks for what its
+        sandbox forbids, or takes too long.
         """
-        template = _compile(self.source)
         marks = _marks((*self.control_tokens, _THOUGHT_CLOSE), (self.source, messages, tools))
         control_marks = {text: mark for text, mark in marks.items() if text != _THOUGHT_CLOSE}
         arguments = {
@@ -94,7 +90,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        rendered = _render(template, {**self.variables, **arguments})
+        rendered = render(self.source, {**self.variables, **arguments})
         texts = {mark: text for text, mark in marks.items()}
         return Prompt(tuple(_pieces(rendered, self.control_tokens, texts)))
 
@@ -155,84 +151,3 @@ def _replace(text: str, table: Mapping[str, str]) -> str:
 def _any_of(texts: Collection[str]) -> str:
     longest_first = sorted(texts, key=len, reverse=True)
     return "|".join(map(re.escape, longest_first)) or "(?!)"  # (?!) matches nothing
-
-
-def _render(template: jinja2.Template, arguments: Mapping[str, Any]) -> str:
-    import jinja2
-
-    try:
-        return template.render(arguments)
-    except (
-        jinja2.TemplateError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise QwqError(
-            f"chat template: it fails on these messages ({error}); "
-            "change the messages, or use the template of the original checkpoint"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def _compile(source: str) -> jinja2.Template:
-    """Set jinja2 up as transformers does: these options, filters and globals are its interface."""
-    import jinja2
-    import jinja2.ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class GenerationBlock(jinja2.ext.Extension):
-        """`{% generation %}` marks what the model wrote; to a renderer it is only its content."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[GenerationBlock, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise QwqError(
-            f"chat template: it is no valid template ({error}); "
-            "use the template of the original checkpoint"
-        ) from error
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(form)

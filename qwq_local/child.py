@@ -1,0 +1,160 @@
+"""A Python process of our own that answers messages, and whose death is an exception."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import IO, Any
+
+from convert.errors import EngineError
+
+_FRAME = struct.Struct("<QQ")  # nbytes of the JSON text, and of the bytes that follow it
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from qwq_local.child import enter; enter(sys.argv[2])"
+)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A JSON value, and bytes beside it."""
+
+    value: Any
+    data: bytes = b""
+
+
+class Channel:
+    """Messages over a pair of pipes. Raises EOFError where the other side has gone."""
+
+    def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+
+    def send(self, value: Any, data: bytes = b"") -> None:
+        text = json.dumps(value).encode()
+        try:
+            self._outgoing.write(_FRAME.pack(len(text), len(data)) + text + data)
+            self._outgoing.flush()
+        except (OSError, ValueError) as error:
+            raise EOFError from error
+
+    def receive(self) -> Message:
+        n_text, n_data = _FRAME.unpack(self._read(_FRAME.size))
+        return Message(json.loads(self._read(n_text)), self._read(n_data))
+
+    def _read(self, nbytes: int) -> bytes:
+        try:
+            data = self._incoming.read(nbytes)
+        except (OSError, ValueError) as error:
+            raise EOFError from error
+        if len(data) < nbytes:
+            raise EOFError
+        return data
+
+
+class Child:
+    """One process. `entry` is "module:function", called there with its Channel.
+
+    It imports from where this process imports, leaves Ctrl-C to this process, and ends with it.
+    """
+
+    def __init__(self, entry: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, json.dumps(sys.path), entry],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._channel = Channel(process.stdout, process.stdin)
+        self._last_lines: deque[str] = deque(maxlen=5)
+        self._listener = threading.Thread(
+            target=_listen,
+            args=(process.stderr, self._last_lines),
+            name="qwq-child-stderr",
+            daemon=True,
+        )
+        self._listener.start()
+        self._end = weakref.finalize(self, _end, process, self._listener)  # at exit, at the latest
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, value: Any, data: bytes = b"") -> None:
+        """Raises EngineError where the process has died."""
+        try:
+            self._channel.send(value, data)
+        except EOFError:
+            raise self._death() from None
+
+    def receive(self) -> Message:
+        """The next message. Raises EngineError where the process has died."""
+        try:
+            return self._channel.receive()
+        except EOFError:
+            raise self._death() from None
+
+    def kill(self) -> None:
+        """End it at once, from any thread; whoever waits for a message gets EngineError."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let it go, and wait until it is gone."""
+        self._end()
+
+    def _death(self) -> EngineError:
+        self._process.kill()
+        code = self._process.wait()
+        self._listener.join()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        why = "; ".join(self._last_lines) or "it left no message"
+        return EngineError(f"process {self.pid}: it died with {how} ({why}); ask again")
+
+
+def _listen(stderr: IO[bytes], last_lines: deque[str]) -> None:
+    for line in stderr:
+        text = line.decode("utf-8", errors="replace").strip()
+        if text:
+            last_lines.append(text)
+            _log.debug("%s", text)
+
+
+def _end(process: subprocess.Popen[bytes], listener: threading.Thread) -> None:
+    process.kill()
+    process.wait()
+    listener.join()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        try:
+            pipe.close()
+        except OSError:
+            continue  # what was not flushed has no reader any more
+
+
+def enter(entry: str) -> None:
+    """Begin life as a child: what is printed goes to stderr, since stdout is the channel."""
+    import importlib
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    outgoing = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    channel = Channel(sys.stdin.buffer, outgoing)
+    module, _, function = entry.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(channel)
+    except EOFError:
+        os._exit(0)  # the parent has gone; nothing here needs an orderly end
