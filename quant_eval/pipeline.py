@@ -128,13 +128,14 @@ def write(
     new = [output for output in plan.outputs if not output.kept]
     gptq = [output for output in new if output.type_name in GPTQ_TYPES]
     if plan.files:
-        title = f"writing {len(plan.files)} GGUF files in one pass, weights"
+        title = f"writing {len(plan.files)} GGUF files in one pass, bytes of the checkpoint"
         export_planned(
             checkpoint,
             plan.files,
             threads=threads,
             force=force,
             on_progress=lambda done, total: on_progress(title, done, total),
+            on_read_back=lambda done, total: on_progress("reading back, bytes", done, total),
         )
         for output in new:
             if output not in gptq:
