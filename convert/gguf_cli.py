@@ -1,8 +1,9 @@
 """`qwq convert gguf`: the plan, the bar and the results of a conversion, in words or JSON."""
 
 import json
+import re
+import signal
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,10 +76,21 @@ def gguf_command(
             show_default=False,
         ),
     ] = None,
+    split_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Split into files of at most this size, such as 4GB, named "
+            "NAME-00001-of-0000N.gguf; readers are given the first.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Encoder threads (default: all cores).")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that exist, unfinished ones too.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be written and stop.")
     ] = False,
@@ -91,12 +103,16 @@ def gguf_command(
     """Write GGUF files for llama.cpp and everything built on it.
 
     The checkpoint is read once, whatever the number of types; there is no intermediate file.
-    A file gets its name when it is complete: after an error nothing half-written is left.
+    A file gets its name when it is complete and was read back. Interrupted, the same command
+    continues where it was.
     """
     from rich.console import Console
 
     from convert.checkpoint import Checkpoint
+    from convert.encode import n_cores
+    from convert.gguf_estimate import estimate_export
     from convert.gguf_export import check_outputs
+    from convert.gguf_report import plan_document, result_document, show_estimate, show_plans
     from convert.recipe_file import load_recipe, with_overrides
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -115,25 +131,28 @@ def gguf_command(
             if imatrix is None
             else _read_imatrix(imatrix, opened, console, limit=None if verbose else 8)
         )
-        plans = _plan(opened, recipes, importance, out)
+        plans = _plan(opened, recipes, importance, out, split_nbytes=_parse_size(split_size))
+        n_threads = threads or n_cores()
         if dry_run:
+            estimate = estimate_export(opened, plans, n_threads=n_threads)
             if as_json:
-                typer.echo(json.dumps(_plan_document(plans), indent=2))
+                typer.echo(json.dumps(plan_document(opened, plans, estimate), indent=2))
             else:
-                _show_plans(Console(highlight=False), plans, tensors=True)
+                show_plans(Console(highlight=False), opened, plans, tensors=True)
+                show_estimate(Console(highlight=False), estimate)
             return
         check_outputs(plans, force=force)
-        _show_plans(console, plans, tensors=verbose)
+        if not quiet:
+            show_plans(console, opened, plans, tensors=verbose)
+            show_estimate(
+                console, estimate_export(opened, plans, n_threads=n_threads, patience=0.02)
+            )
         start_s = time.monotonic()
-        results = _export(opened, plans, console, threads=threads, force=force)
+        results = _export(opened, plans, console, threads=n_threads, force=force)
         elapsed_s = time.monotonic() - start_s
     console.print(f"{len(results)} written in {elapsed_s:.1f} s, {checkpoint} read once")
     if as_json:
-        document = {
-            "elapsed_s": round(elapsed_s, 3),
-            "files": [_result_document(result) for result in results],
-        }
-        typer.echo(json.dumps(document, indent=2))
+        typer.echo(json.dumps(result_document(results, elapsed_s), indent=2))
     else:
         for result in results:
             typer.echo(result.path)
@@ -156,6 +175,8 @@ def _plan(
     recipes: "list[Recipe]",
     imatrix: "Imatrix | None",
     out: Path | None,
+    *,
+    split_nbytes: int | None,
 ) -> "list[FilePlan]":
     from convert.plan import plan_file
 
@@ -171,9 +192,19 @@ def _plan(
             )
         paths = [folder]
     return [
-        plan_file(checkpoint, recipe, path, imatrix=imatrix)
+        plan_file(checkpoint, recipe, path, imatrix=imatrix, split_nbytes=split_nbytes)
         for recipe, path in zip(recipes, paths, strict=True)
     ]
+
+
+def _parse_size(text: str | None) -> int | None:
+    """Bytes from a number with K, M, G or T, in powers of ten, as in "4GB"."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B?", text.upper())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--split-size {text}: is no size; give one such as 4GB or 500MB")
+    return int(float(match[1]) * 1000 ** (1 + "KMGT".index(match[2])))
 
 
 def _export(
@@ -181,87 +212,53 @@ def _export(
     plans: "list[FilePlan]",
     console: "Console",
     *,
-    threads: int | None,
+    threads: int,
     force: bool,
 ) -> "list[GgufResult]":
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+    """Show how far it is; Ctrl-C and SIGTERM end it with what to do then, and exit code 130."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     from convert.gguf_export import export_planned
 
     columns = (
+        TextColumn("{task.description}"),
         BarColumn(None),
-        TaskProgressColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as progress:
-        task = progress.add_task("")
+        converting = progress.add_task("converting")
+        reading_back = progress.add_task("reading back", visible=False)
 
-        def show(n_done: int, n_weights: int) -> None:
-            progress.update(task, completed=n_done, total=n_weights)
+        def show(n_done: int, n_total: int) -> None:
+            progress.update(converting, completed=n_done, total=n_total)
 
-        return export_planned(checkpoint, plans, threads=threads, force=force, on_progress=show)
+        def show_read_back(n_done: int, n_total: int) -> None:
+            progress.update(reading_back, completed=n_done, total=n_total, visible=True)
 
-
-def _show_plans(console: "Console", plans: "list[FilePlan]", *, tensors: bool) -> None:
-    from rich.table import Table
-
-    from convert.files import format_nbytes, free_space
-
-    for plan in plans:
-        if tensors:
-            table = Table("tensor", "shape", "type", "bytes", box=None)
-            for tensor in plan.tensors:
-                shape = " x ".join(map(str, tensor.shape))
-                table.add_row(tensor.gguf_name, shape, tensor.quant_type.name, f"{tensor.nbytes:,}")
-            console.print(table)
-        for tensor in plan.tensors:
-            if tensor.note:
-                console.print(f"{tensor.gguf_name}: {tensor.quant_type.name}, since {tensor.note}")
-    table = Table("type", "size", "bits per weight", "tensors", "file", box=None)
-    for column in table.columns:
-        column.overflow = "fold"
-    for plan in plans:
-        counts = Counter(tensor.quant_type.name for tensor in plan.tensors)
-        mix = ", ".join(f"{n} {name}" for name, n in counts.most_common())
-        size, bits = format_nbytes(plan.nbytes), f"{plan.bits_per_weight:.2f}"
-        table.add_row(plan.recipe.name, size, bits, mix, str(plan.path))
-    console.print(table)
-    needed, free = sum(plan.nbytes for plan in plans), free_space(plans[0].path.parent)
-    console.print(f"disk: {format_nbytes(needed)} needed, {format_nbytes(free)} free")
-
-
-def _plan_document(plans: "list[FilePlan]") -> dict[str, object]:
-    return {
-        "files": [
-            {
-                "path": str(plan.path),
-                "type": plan.recipe.name,
-                "nbytes": plan.nbytes,
-                "n_weights": plan.n_weights,
-                "bits_per_weight": round(plan.bits_per_weight, 4),
-                "tensors": [
-                    {
-                        "name": tensor.gguf_name,
-                        "shape": tensor.shape,
-                        "type": tensor.quant_type.name,
-                        "nbytes": tensor.nbytes,
-                        "note": tensor.note,
-                    }
-                    for tensor in plan.tensors
-                ],
-            }
-            for plan in plans
-        ]
-    }
-
-
-def _result_document(result: "GgufResult") -> dict[str, object]:
-    return {
-        "path": str(result.path),
-        "type": result.recipe_name,
-        "nbytes": result.nbytes,
-        "n_weights": result.n_weights,
-        "bits_per_weight": round(result.bits_per_weight, 4),
-    }
+        on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        try:
+            return export_planned(
+                checkpoint,
+                plans,
+                threads=threads,
+                force=force,
+                on_progress=show,
+                on_read_back=show_read_back,
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print("interrupted; the same command continues where it was")
+            raise typer.Exit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)

@@ -14,10 +14,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from convert.checkpoint import Checkpoint, Float32Array
-from convert.encode import ByteArray, encode_rows, n_cores, row_nbytes
+from convert.checkpoint import Checkpoint
+from convert.encode import n_cores, row_nbytes
 from convert.errors import (
     CheckpointError,
     DiskFullError,
@@ -27,18 +25,16 @@ from convert.errors import (
     UsageError,
 )
 from convert.files import allocated_nbytes, check_disk_space, partial_path, refuse_existing
-from convert.gguf_output import GgufOutput, Job
+from convert.gguf_output import GgufOutput
 from convert.journal import Journal, journal_path, load_journal
 from convert.plan import FilePlan, plan_file
 from convert.provenance import shard_paths
 from convert.recipe import find_recipe
-from convert.source_reader import RawSlice, Slice, SourceReader, cut_into_slices, widen
-from convert.tensor_error import TensorError, measure_error
+from convert.slice_encoder import Encoded, Job, encode_slice
+from convert.source_reader import RawSlice, Slice, SourceReader, cut_into_slices
 
 SLICE_N_WEIGHTS = 1 << 20
 """Weights read at a time. Journals count in slices, so it is the same on every machine."""
-STEP_N_WEIGHTS = 1 << 18
-"""Weights that a thread holds as float32 at a time: they fit into its cache."""
 IN_FLIGHT_NBYTES = 1 << 29
 """Most bytes of slices between reading and writing."""
 COMMIT_INTERVAL_S = 1.0
@@ -56,15 +52,6 @@ class GgufResult:
     nbytes: int
     n_weights: int
     bits_per_weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A slice in the types of those outputs that lack it; `source` is RawSlice.sha256_until."""
-
-    source: tuple[str, ...]
-    blocks: Sequence[ByteArray]
-    errors: Sequence[TensorError]
 
 
 def export_gguf(
@@ -253,31 +240,7 @@ def _next_of(in_flight: deque[tuple[Slice, Future[Encoded]]]) -> tuple[Slice, En
 
 
 def _encode(read: Future[RawSlice], piece: Slice, jobs: Sequence[Job]) -> Encoded:
-    raw = read.result()
-    n_rows = piece.stop - piece.start
-    blocks = [
-        np.empty((n_rows, row_nbytes(job.quant_type, piece.n_in)), dtype=np.uint8) for job in jobs
-    ]
-    errors = [TensorError()] * len(jobs)
-    n_at_once = max(1, STEP_N_WEIGHTS // piece.n_in)
-    for start in range(0, n_rows if jobs else 0, n_at_once):
-        stop = min(start + n_at_once, n_rows)
-        rows = widen(raw.bytes, piece, start, stop)
-        for i, job in enumerate(jobs):
-            encoded = _encode_rows(rows, piece, job)
-            blocks[i][start:stop] = encoded
-            errors[i] += measure_error(rows, encoded, job.quant_type)
-    return Encoded(raw.sha256_until, blocks, errors)
-
-
-def _encode_rows(rows: Float32Array, piece: Slice, job: Job) -> ByteArray:
-    try:
-        return encode_rows(rows, job.quant_type, importance=job.importance)
-    except OverflowError as error:
-        raise CheckpointError(
-            f"{piece.info.name}: holds weights of up to {abs(rows).max():.3g}, too large for "
-            f"{job.quant_type.name}; choose --type BF16"
-        ) from error
+    return encode_slice(read.result(), piece, jobs)
 
 
 def _write(outputs: Sequence[GgufOutput], piece: Slice, encoded: Encoded) -> None:

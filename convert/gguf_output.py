@@ -4,27 +4,19 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from io import FileIO
 from typing import Literal
 
-from convert.encode import ByteArray, Float32Array, QuantType, row_nbytes
+from convert.encode import ByteArray, row_nbytes
 from convert.errors import QwqError, StaleOutputError
 from convert.files import disk_errors, partial_path, sync_folder
 from convert.journal import Journal, journal_path, load_journal
 from convert.plan import FilePlan, TensorPlan, aligned
 from convert.provenance import fill_digests
+from convert.slice_encoder import Job, job_of
 from convert.source_reader import Slice
 from convert.tensor_error import TensorError
 from convert.verify import Progress, check_written
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """How one tensor is encoded. importance: (n_in,), None where there is none."""
-
-    quant_type: QuantType
-    importance: Float32Array | None
 
 
 class GgufOutput:
@@ -75,11 +67,7 @@ class GgufOutput:
                 self._continue(Journal(self._identity))
 
     def job(self, piece: Slice) -> Job:
-        tensor = self._tensors[piece.info.name]
-        importance = None
-        if self.plan.imatrix is not None and len(tensor.shape) > 1:
-            importance = self.plan.imatrix.importance_of(tensor.gguf_name, piece.n_in)
-        return Job(tensor.quant_type, importance)
+        return job_of(self.plan, self._tensors[piece.info.name])
 
     def write(
         self, piece: Slice, blocks: ByteArray, error: TensorError, *, source: tuple[str, ...]

@@ -104,7 +104,7 @@ def test_continues_where_it_was(
         n_encoded += 1
         return encode_rows(*arguments, **options)
 
-    monkeypatch.setattr("convert.gguf_export.encode_rows", count)
+    monkeypatch.setattr("convert.slice_encoder.encode_rows", count)
     n_slices = export(small, begun, threads=1)
     assert 20 < journal.n_slices == n_slices - n_encoded
     export(small, tmp_path / "at-once.gguf")
