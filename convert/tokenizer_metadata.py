@@ -44,7 +44,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> Non
     _read_object(config_path)
     try:
         special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
-        special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
+        if _adds_nothing(tokenizer.get("post_processor")):
+            special.add_special_token = {"bos": False, "eos": False}
         special.add_to_gguf(writer, quiet=True)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{config_path}: cannot be used ({error}); {_WHAT_TO_DO}") from error
@@ -113,6 +114,17 @@ def _check_kind(tokenizer: dict[str, Any], path: Path) -> None:
             f"{path}: its pre-tokenizer is not Qwen2's, and GGUF readers would split text "
             f"otherwise; {_WHAT_TO_DO}"
         )
+
+
+def _adds_nothing(post_processor: object) -> bool:
+    """Whether the tokenizer puts no token before or after a text, whatever its config claims."""
+    match post_processor:
+        case None | {"type": "ByteLevel"}:
+            return True
+        case {"type": "Sequence", "processors": list(processors)}:
+            return all(map(_adds_nothing, processors))
+        case _:
+            return False
 
 
 def _tokens(

@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,10 @@ from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.gguf_export import export_gguf
 from convert.gguf_header import MetadataValue, read_header
+from tests.converter_cases import CASES, GOLDEN, comparable, write_case
 from tests.synthetic import CHAT_TEMPLATE, PLAIN_ADDED_TOKENS, SPECIAL_TOKENS, write_checkpoint
 
 NANO = Path(__file__).parents[2] / "quant_eval/nano/checkpoint"
-
-CONVERTER_KEYS = """
-general.architecture general.type general.sampling.top_k general.sampling.top_p
-general.sampling.temp general.sampling.penalty_repeat general.name general.size_label
-qwen2.block_count qwen2.context_length qwen2.embedding_length qwen2.feed_forward_length
-qwen2.attention.head_count qwen2.attention.head_count_kv qwen2.rope.freq_base
-qwen2.attention.layer_norm_rms_epsilon general.file_type general.quantization_version
-tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens tokenizer.ggml.token_type
-tokenizer.ggml.merges tokenizer.ggml.eos_token_id tokenizer.ggml.padding_token_id
-tokenizer.ggml.bos_token_id tokenizer.ggml.add_bos_token tokenizer.ggml.add_eos_token
-tokenizer.chat_template
-""".split()
-"""What convert_hf_to_gguf.py of llama-cpp-python 0.3.36 wrote for synthetic.py's checkpoint."""
 
 HARD_TEXTS = (
     "",
@@ -51,6 +40,13 @@ def metadata_of(folder: Path, path: Path) -> dict[str, MetadataValue]:
     return read_header(path).metadata
 
 
+@cache
+def golden() -> dict[str, dict[str, object]]:
+    """By case, what llama.cpp's converter writes."""
+    cases: dict[str, dict[str, object]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    return cases
+
+
 def small(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "Tiny-Qwen-4M", config={"num_hidden_layers": 1})
 
@@ -61,11 +57,24 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(table))
 
 
-def test_keys_are_the_converters(tmp_path: Path) -> None:
-    """No key of llama.cpp's converter is missing, and beyond them only what sampling needs."""
-    metadata = metadata_of(write_checkpoint(tmp_path / "random"), tmp_path / "o.gguf")
-    ours = {"general.sampling.min_p", "general.sampling.sequence"}
-    assert set(metadata) == set(CONVERTER_KEYS) | ours
+def test_the_golden_list_is_of_these_cases() -> None:
+    assert golden().keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_metadata_is_the_converters(tmp_path: Path, case: str) -> None:
+    """Key for key and value for value what llama.cpp's converter writes for the same checkpoint.
+
+    Beyond it only what sampling needs, and our own keys of where the file comes from.
+    """
+    ours = comparable(metadata_of(write_case(case, tmp_path), tmp_path / "o.gguf"))
+    expected = golden()[case]
+    assert {key: ours.get(key) for key in expected} == expected
+    added = {key for key in ours.keys() - expected.keys() if not key.startswith("qwq.")}
+    assert added - {"general.sampling.penalty_repeat"} == {
+        "general.sampling.min_p",
+        "general.sampling.sequence",
+    }
 
 
 def test_values(tmp_path: Path) -> None:
@@ -147,7 +156,9 @@ def test_the_name_of_a_download(tmp_path: Path) -> None:
     write_checkpoint(folder, config={"num_hidden_layers": 1})
     metadata = metadata_of(folder, tmp_path / "o.gguf")
     assert metadata["general.name"] == "QwQ 32B"
-    assert not [key for key, value in metadata.items() if "976055f8" in str(value)]
+    revised = [key for key, value in metadata.items() if "976055f8" in str(value)]
+    assert revised == ["qwq.source.revision"]
+    assert metadata["qwq.source.repository"] == "Qwen/QwQ-32B"
 
 
 def test_tokenizes_as_the_checkpoint(tmp_path: Path) -> None:
