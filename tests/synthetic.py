@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +106,13 @@ def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str) -> None
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(chunks))
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of 256 bytes, three merges and QwQ's kinds of added tokens."""
+def write_tokenizer(folder: Path, *, n_merges: int = 3) -> None:
+    """A byte-level BPE of 256 bytes, three merges or more and QwQ's kinds of added tokens."""
     alphabet = _byte_alphabet()
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
+    pairs = (pair for pair in product(alphabet, alphabet) if pair != merges[0])
+    triples = ((a + b, c) for a, b, c in product(alphabet, repeat=3))
+    merges += islice(chain(pairs, triples), n_merges - len(merges))
     added = [*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS]
     vocab = {symbol: i for i, symbol in enumerate(alphabet)}
     vocab |= {a + b: len(vocab) + i for i, (a, b) in enumerate(merges)}

@@ -1,15 +1,18 @@
 """`qwq convert gguf` as a user meets it: streams, exit codes, one-line errors."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from convert.files import partial_path
 from convert.gguf_header import read_header
+from convert.gguf_output import GgufOutput
 from convert.imatrix import write_imatrix
 from qwq_local.cli import main
 from tests.synthetic import Array, write_checkpoint
@@ -98,15 +101,59 @@ def test_dry_run_writes_nothing(qwq: Qwq, small: Path, tmp_path: Path) -> None:
     assert plan.exit_code == 0
     assert not (tmp_path / "out").exists()
     (planned,) = json.loads(plan.stdout)["files"]
+    document = json.loads(plan.stdout)
+    assert document["disk_needed_nbytes"] == planned["nbytes"] < document["disk_free_nbytes"]
+    assert document["memory_nbytes"] > 100_000_000
+    assert document["duration_s"] >= 0
     table = qwq(*arguments, "--dry-run").stdout
-    assert "blk.0.ffn_down.weight" in table
-    assert "MB needed" in table
+    row = next(line for line in table.splitlines() if line.startswith(" blk.0.ffn_down.weight"))
+    assert row.split() == ["blk.0.ffn_down.weight", "256", "x", "512", "BF16", "Q6_K", "107,520"]
+    for line in ("MB needed", "memory: ", "time: about "):
+        assert line in table
     qwq(*arguments)
     assert Path(planned["path"]).stat().st_size == planned["nbytes"]
     header = read_header(Path(planned["path"]))
     assert {t["name"]: t["type"] for t in planned["tensors"]} == {
         tensor.name: tensor.quant_type.name for tensor in header.tensors.values()
     }
+
+
+def test_parts(qwq: Qwq, small: Path, tmp_path: Path) -> None:
+    """The first part's path goes to stdout; a size that is none is a usage error."""
+    arguments = ("convert", "gguf", small, "--type", "q8_0", "-o", tmp_path / "x.gguf")
+    run = qwq(*arguments, "--split-size", "0.3MB")
+    assert run.exit_code == 0
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) > 1
+    assert run.stdout == f"{parts[0]}\n"
+    assert f"and {len(parts) - 1} more" in run.stderr.replace("\n", "")
+    for size in ("4", "0GB", "GB", "-1GB"):
+        wrong = qwq(*arguments, f"--split-size={size}")
+        assert (wrong.exit_code, "give one such as 4GB" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(
+    qwq: Qwq, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Ctrl-C and SIGTERM: exit code 130, what to do, no file; the same command goes on."""
+    out = tmp_path / "x.gguf"
+    arguments = ("convert", "gguf", small, "--type", "q8_0", "-o", out)
+
+    def write_and_interrupt(self: GgufOutput, *arguments: Any, **options: Any) -> None:
+        write(self, *arguments, **options)
+        os.kill(os.getpid(), number)
+
+    write = GgufOutput.write
+    with monkeypatch.context() as patch:
+        patch.setattr(GgufOutput, "write", write_and_interrupt)
+        run = qwq(*arguments)
+    assert (run.exit_code, run.stdout) == (130, "")
+    assert run.stderr.endswith("interrupted; the same command continues where it was\n")
+    assert not out.exists()
+    assert partial_path(out).exists()
+    assert qwq(*arguments).exit_code == 0
+    assert not partial_path(out).exists()
 
 
 def remove_shard(folder: Path) -> None:
