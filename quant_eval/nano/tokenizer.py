@@ -1,13 +1,20 @@
-"""nano-qwq's tokenizer: byte-level BPE, Qwen2's pre-tokenizer, QwQ's added tokens."""
+"""nano-qwq's tokenizer: byte-level BPE, Qwen2's pre-tokenizer, QwQ's added tokens.
+
+Merges make whole frequent pieces and none that occur inside other words: a word in quotes stays in
+letters, so that a very small model can count them.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-N_BPE_TOKENS = 768  # 256 bytes and the merges; QwQ has 151,643
+N_BPE_TOKENS = 800  # 256 bytes and the merges; QwQ has 151,643
+RARE = 2000  # a piece in fewer than one place of so many is a word to spell, and stays in letters
 CHAT_TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
 # In the order of QwQ's ids 151643 to 151668. Decoding keeps those that are not special.
@@ -38,7 +45,6 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
     from tokenizers.normalizers import NFC
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
     from tokenizers.processors import ByteLevel as ByteLevelProcessor
-    from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = NFC()
@@ -50,10 +56,11 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
     )
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
-    trainer = BpeTrainer(
-        vocab_size=N_BPE_TOKENS, initial_alphabet=ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    split = tokenizer.pre_tokenizer.pre_tokenize_str
+    counts = Counter(piece for text in texts for piece, _ in split(text))
+    merges = grown_merges(counts, N_BPE_TOKENS - 256)
+    tokens = [*sorted(ByteLevel.alphabet()), *(first + second for first, second in merges)]
+    tokenizer.model = BPE({token: index for index, token in enumerate(tokens)}, merges)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ADDED_TOKENS])
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +68,31 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
     tokenizer.model.save(str(folder))
     config = _tokenizer_config(tokenizer)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def grown_merges(counts: Counter[str], n_merges: int) -> list[tuple[str, str]]:
+    """The merges that make the most frequent pieces, one letter at a time.
+
+    A piece grows from its first byte, or, where that is a small letter, from the pair of letters
+    that is rarest in the words to spell, which are the rare pieces.
+    """
+    rare = counts.total() // RARE
+    in_words: Counter[str] = Counter()
+    for piece, count in counts.items():
+        if piece[0].islower() and count <= rare:
+            in_words.update(dict.fromkeys(map("".join, pairwise(piece)), count))
+    merges: dict[tuple[str, str], None] = {}
+    for piece, count in counts.most_common():
+        start = 0
+        if piece[0].islower():
+            if count <= rare:
+                continue
+            start = min(range(len(piece) - 1), key=lambda i: in_words[piece[i : i + 2]], default=0)
+        steps = [(piece[start:end], piece[end]) for end in range(start + 1, len(piece))]
+        steps += [(piece[i], piece[i + 1 :]) for i in reversed(range(start))]
+        if len(merges.keys() | steps) <= n_merges:
+            merges.update(dict.fromkeys(steps))
+    return list(merges)
 
 
 def _tokenizer_config(tokenizer: Any) -> dict[str, Any]:

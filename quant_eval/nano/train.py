@@ -32,14 +32,14 @@ from quant_eval.nano.corpus import conversation, training_problems
 from quant_eval.nano.muon import Muon
 from quant_eval.nano.tokenizer import train_tokenizer
 
-VOCAB_SIZE = 832  # padded beyond the tokenizer's 690, as QwQ's is
+VOCAB_SIZE = 832  # padded beyond the tokenizer's 826, as QwQ's is
 PROMPT_WEIGHT = 0.05  # of a prompt token in the loss, against 1 for a token of the reply
 TOKENS_PER_STEP_AND_LAYER = 512
 POOL = 512  # problems sorted by length at a time, so that little is padding
 CURRICULUM_TOKENS = 500_000  # after these, problems of the full range
 N_FIRST_LAYERS = 2  # training starts shallow, at three times the speed, and doubles twice
-GROWTH_SHARES = {2: 0.65, 4: 0.88}  # of the tokens, after which a model of so many layers grows
-MUON_LR, ADAM_LR = 0.02, 3e-3  # fall to zero in a straight line
+GROWTH_SHARES = {2: 0.7, 4: 0.9}  # of the tokens, after which a model of so many layers grows
+MUON_LR, ADAM_LR = 0.015, 2e-3  # fall to zero in a straight line
 WARMUP_STEPS = 50
 
 
@@ -217,13 +217,12 @@ def _is_hidden_matrix(name: str) -> bool:
 
 
 def tokenizer_texts(seed: int, n_problems: int = 20_000) -> Iterator[str]:
-    """What the merges are learned from: all but the words to spell, which stay in small pieces."""
+    """What the tokenizer's pieces are counted in."""
     problems = training_problems(random.Random(seed), 1.0)
     for _ in range(n_problems):
         problem = next(problems)
         texts = [str(message["content"]) for message in problem.messages]
-        for text in (*texts, problem.reasoning, problem.answer):
-            yield text.replace(problem.key, "") if problem.kind == "letters" else text
+        yield from ("user\n", *texts, "assistant\n", problem.reasoning, problem.answer)
         if problem.tools:
             yield "\n\n# Tools\n\nYou may call these functions:\n"
             yield "\n\nTo call one, reply with:\n"
@@ -313,7 +312,7 @@ def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description="Train nano-qwq, the bundled reference model.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=12_000_000, help="tokens to see in all")
+    parser.add_argument("--tokens", type=int, default=10_000_000, help="tokens to see in all")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint folder")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saves")
     parser.add_argument("--check-every", type=int, default=1_000_000, help="tokens between checks")

@@ -9,7 +9,7 @@ from typing import Any
 
 from quant_eval.tasks.problem import BOXED_REQUEST, Problem, boxed, user_turn
 
-PLACES = ("ones", "tens", "hundreds")
+PLACES = ("Ones", "Tens", "Hundreds")
 _QUESTIONS = ("What is {0} {1} {2}?", "Compute {0} {1} {2}.", "Calculate {0} {1} {2}.")
 
 
@@ -70,11 +70,11 @@ def digits(number: int, other: int) -> str:
 
 
 def compare_digits(x: str, y: str, places: Sequence[str]) -> list[str]:
-    """One line a place, from the left, up to the first difference: "tens 4<5"."""
+    """One line a place, from the left, up to the first difference: "Tens 4 5 <"."""
     lines = []
     for place, digit_x, digit_y in zip(places[-len(x) :], x, y, strict=True):
         sign = "=" if digit_x == digit_y else ">" if digit_x > digit_y else "<"
-        lines.append(f"{place} {digit_x}{sign}{digit_y}")
+        lines.append(f"{place} {digit_x} {digit_y} {sign}")
         if sign != "=":
             break
     return lines

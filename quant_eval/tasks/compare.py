@@ -10,7 +10,7 @@ from typing import Any
 from quant_eval.tasks.arithmetic import compare_digits
 from quant_eval.tasks.problem import BOXED_REQUEST, Problem, boxed, user_turn
 
-DECIMAL_PLACES = ("tenths", "hundredths", "thousandths")
+DECIMAL_PLACES = ("Tenths", "Hundredths", "Thousandths")
 _QUESTIONS = ("Which is {2}, {0} or {1}?", "Which number is {2}, {0} or {1}?")
 
 
@@ -58,7 +58,7 @@ def _work_out(a: str, b: str, wanted: str) -> tuple[str, str]:
         text.split(".")[0].zfill(n_whole) + text.split(".")[1].ljust(n_decimals, "0")
         for text in (a, b)
     )
-    lines = compare_digits(x, y, ("tens", "ones")[-n_whole:] + DECIMAL_PLACES[:n_decimals])
+    lines = compare_digits(x, y, ("Tens", "Ones")[-n_whole:] + DECIMAL_PLACES[:n_decimals])
     if x == y:
         return "\n".join([*lines, "So they are equal."]), ""
     side, winner = ("first", a) if (x > y) == (wanted == "larger") else ("second", b)
