@@ -372,7 +372,10 @@ def choose_types(
 
 
 def _asked_type(recipe: Recipe, gguf_name: str, model: Qwen2Config) -> QuantType | None:
-    """The type that the user asked for, if for this tensor one was."""
+    """The type that the user asked for, if for this tensor one was.
+
+    Patterns hold for unquantized mixes too, where llama.cpp ignores them.
+    """
     if gguf_name == _EMBEDDINGS and recipe.token_embedding_type is not None:
         return recipe.token_embedding_type
     if gguf_name == _OUTPUT and recipe.output_type is not None:
