@@ -49,10 +49,13 @@ format: $(READY) ## lay the code out
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-encoders ## run all benchmarks; docs/LOG.md holds their figures
+bench: bench-encoders bench-convert ## run all benchmarks; docs/LOG.md holds their figures
 
 bench-encoders: $(READY) ## compare three builds of the block encoders: bytes and speed
 	@$(BIN)/python benchmarks/encoders.py
+
+bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and llama.cpp's quantizer
+	@$(BIN)/python benchmarks/one_pass.py
 
 constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 	@$(BIN)/python scripts/constraints.py
@@ -60,4 +63,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval test lint format bench bench-encoders constraints clean
+.PHONY: help setup quantize eval test lint format bench bench-encoders bench-convert constraints clean
