@@ -18,6 +18,8 @@ from typing import IO, Any
 from convert.errors import EngineError
 
 _FRAME = struct.Struct("<QQ")  # nbytes of the JSON text, and of the bytes that follow it
+_CHUNK_NBYTES = 1 << 20
+_LAST_WORDS_S = 5.0  # for a process that closed its pipes to end
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from qwq_local.child import enter; enter(sys.argv[2])"
@@ -34,32 +36,49 @@ class Message:
 
 
 class Channel:
-    """Messages over a pair of pipes. Raises EOFError where the other side has gone."""
+    """Messages over a pair of unbuffered pipes. Raises EOFError where the other side has gone.
+
+    A receive that an exception interrupts, as Ctrl-C does, can be done again.
+    """
 
     def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
+        self._buffer = bytearray()
 
     def send(self, value: Any, data: bytes = b"") -> None:
         text = json.dumps(value).encode()
+        left = memoryview(_FRAME.pack(len(text), len(data)) + text + data)
         try:
-            self._outgoing.write(_FRAME.pack(len(text), len(data)) + text + data)
-            self._outgoing.flush()
+            while left:
+                left = left[self._outgoing.write(left) :]
         except (OSError, ValueError) as error:
             raise EOFError from error
 
     def receive(self) -> Message:
-        n_text, n_data = _FRAME.unpack(self._read(_FRAME.size))
-        return Message(json.loads(self._read(n_text)), self._read(n_data))
+        while (message := self._next()) is None:
+            try:
+                chunk = self._incoming.read(_CHUNK_NBYTES)
+            except (OSError, ValueError) as error:
+                raise EOFError from error
+            if not chunk:
+                raise EOFError
+            self._buffer += chunk
+        return message
 
-    def _read(self, nbytes: int) -> bytes:
-        try:
-            data = self._incoming.read(nbytes)
-        except (OSError, ValueError) as error:
-            raise EOFError from error
-        if len(data) < nbytes:
-            raise EOFError
-        return data
+    def _next(self) -> Message | None:
+        """The first message of the buffer, if it is whole."""
+        if len(self._buffer) < _FRAME.size:
+            return None
+        n_text, n_data = _FRAME.unpack_from(self._buffer)
+        start, end = _FRAME.size + n_text, _FRAME.size + n_text + n_data
+        if len(self._buffer) < end:
+            return None
+        message = Message(
+            json.loads(self._buffer[_FRAME.size : start]), bytes(self._buffer[start:end])
+        )
+        del self._buffer[:end]
+        return message
 
 
 class Child:
@@ -74,6 +93,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,
         )
         process = self._process
         assert process.stdin is not None
@@ -117,8 +137,11 @@ class Child:
         self._end()
 
     def _death(self) -> EngineError:
-        self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         self._listener.join()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         why = "; ".join(self._last_lines) or "it left no message"
@@ -150,9 +173,9 @@ def enter(entry: str) -> None:
     import importlib
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    outgoing = os.fdopen(os.dup(1), "wb")
+    outgoing = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    channel = Channel(sys.stdin.buffer, outgoing)
+    channel = Channel(os.fdopen(0, "rb", buffering=0, closefd=False), outgoing)
     module, _, function = entry.partition(":")
     try:
         getattr(importlib.import_module(module), function)(channel)

@@ -1,6 +1,6 @@
 """QwQ: a path becomes a model that answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +48,7 @@ class QwQ:
         rope: RopeMode = "auto",
         kv_type: KvType = "f16",
         repair_template: bool = True,
+        isolated: bool = True,
         on_progress: OnProgress | None = None,
     ) -> Self:
         """Load a GGUF file, a GPTQ folder, a checkpoint, or the best model within a folder.
@@ -57,12 +58,16 @@ class QwQ:
         one for a small model. rope: "auto" is native up to 32,768 tokens and switches to YaRN
         when a conversation needs more; "native" and "yarn" never switch. kv_type: "q8_0" halves
         the kv_cache of a GGUF file. repair_template: whether a chat template that opens no thought
-        is mended, with a Notice, or refused. on_progress: told how much of a GGUF file is loaded,
-        in percent. Raises QwqError where there is no model or it cannot be loaded.
+        is mended, with a Notice, or refused. isolated: whether a GGUF file runs in a process of its
+        own, whose death is an EngineError and no more. on_progress: told how much of a GGUF file
+        is loaded, in percent. Raises QwqError where there is no model or it cannot be loaded.
         """
         model = find_model(Path(path))
         settings = EngineSettings(context, threads, rope, kv_type)
-        engine, description = _LOADERS[model.kind](model.path, settings, on_progress)
+        if model.kind == "gguf":
+            engine, description = _load_gguf(model.path, settings, isolated, on_progress)
+        else:
+            engine, description = _load_folder(model.path, settings)
         return cls(engine, description, model.path, repair_template=repair_template)
 
     def session(
@@ -135,19 +140,22 @@ class QwQ:
 
 
 def _load_gguf(
-    path: Path, settings: EngineSettings, on_progress: OnProgress | None
+    path: Path, settings: EngineSettings, isolated: bool, on_progress: OnProgress | None
 ) -> tuple[Engine, Description]:
     from convert.gguf_header import read_header
-    from qwq_local.engines.gguf import GgufEngine
 
     header = read_header(path)
     description = describe_gguf(path, header)
+    if isolated:
+        from qwq_local.engines.isolated import IsolatedEngine
+
+        return IsolatedEngine(path, settings, on_progress=on_progress), description
+    from qwq_local.engines.gguf import GgufEngine
+
     return GgufEngine(path, header, settings, on_progress=on_progress), description
 
 
-def _load_folder(
-    path: Path, settings: EngineSettings, _on_progress: OnProgress | None
-) -> tuple[Engine, Description]:
+def _load_folder(path: Path, settings: EngineSettings) -> tuple[Engine, Description]:
     from convert.checkpoint import Checkpoint
     from qwq_local.engines.transformers import TransformersEngine, is_gptq
 
@@ -157,9 +165,3 @@ def _load_folder(
         with Checkpoint.open(path):
             pass  # opening it checks all that needs no reading of weights
     return TransformersEngine(path, config, settings), description
-
-
-_LOADERS: dict[str, Callable[..., tuple[Engine, Description]]] = {
-    "gguf": _load_gguf,
-    "folder": _load_folder,
-}

@@ -227,7 +227,7 @@ class GgufEngine(EngineLoop):
         sampler = self._llama.llama_sampler_init_grammar(
             self._open_vocab(), grammar.encode("utf-8", errors="replace"), b"root"
         )
-        if not sampler:
+        if not sampler or not grammar.strip():
             raise UsageError(f"answer_format: it is no GBNF grammar ({_why()}); correct it")
         return sampler
 
@@ -309,7 +309,14 @@ def _gbnf_of_schema(schema: Mapping[str, Any]) -> str:
 
     try:
         gbnf: str = json_schema_to_gbnf(json.dumps(schema))
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UsageError(
             f"answer_format: the JSON schema cannot be turned into a grammar ({error!r}); "
             "use a plainer one"

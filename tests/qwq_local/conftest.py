@@ -25,6 +25,12 @@ def bf16_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gguf_qwq(bf16_gguf: Path) -> Iterator[QwQ]:
+    with QwQ.open(bf16_gguf, context=2048, threads=1, isolated=False) as qwq:
+        yield qwq
+
+
+@pytest.fixture(scope="session")
+def isolated_qwq(bf16_gguf: Path) -> Iterator[QwQ]:
     with QwQ.open(bf16_gguf, context=2048, threads=1) as qwq:
         yield qwq
 
@@ -51,7 +57,7 @@ def gptq_qwq(gptq_folder: Path) -> Iterator[QwQ]:
         yield qwq
 
 
-@pytest.fixture(params=["gguf_qwq", "folder_qwq", "gptq_qwq"])
+@pytest.fixture(params=["gguf_qwq", "isolated_qwq", "folder_qwq", "gptq_qwq"])
 def qwq(request: pytest.FixtureRequest) -> QwQ:
     """Each engine in turn: what holds for one holds for all."""
     model: QwQ = request.getfixturevalue(request.param)

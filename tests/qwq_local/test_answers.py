@@ -11,7 +11,7 @@ from qwq_local import QwQ
 
 NANO = Path("quant_eval/nano/checkpoint")
 QUESTIONS = {
-    "Which is larger, 9.9 or 9.11?": ("tenths 9>1", "9.9 is larger than 9.11."),
+    "Which is larger, 9.9 or 9.11?": ("Tenths 9 1 >", "9.9 is larger than 9.11."),
     'How many r\'s are in the word "strawberry"?': (
         '"s0t0r1a1w1b1e1r2r3y3"',
         'There are 3 of r in "strawberry".',

@@ -1,0 +1,316 @@
+"""A GGUF engine in a process of its own: what kills native code there is an exception here."""
+
+import dataclasses
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert import errors
+from convert.errors import EngineError, QwqError
+from convert.gguf_header import read_header
+from qwq_local.child import Channel, Child, Message
+from qwq_local.engine import EngineSettings, Generation, Intervention, OnProgress
+from qwq_local.rope import RopePlan, Yarn
+from qwq_local.sampling import Sampling
+
+
+class IsolatedEngine:
+    """Hands every call to a GgufEngine in a child process, one at a time.
+
+    Where that process dies, the call that found it dead raises EngineError, and the next one
+    starts another; nothing of a conversation is lost with it, for it holds only the kv_cache.
+    """
+
+    def __init__(
+        self, path: Path, settings: EngineSettings, *, on_progress: OnProgress | None = None
+    ) -> None:
+        self._path = path
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._closed = False
+        self._n_unread = 0  # answers to requests that an exception here, as Ctrl-C, gave up
+        self._child: Child | None = None
+        self._pieces: dict[int, bytes] = {}
+        with self._lock:
+            about = self._start(on_progress)
+        self.vocab_size: int = about["vocab_size"]
+        self.control_tokens: Mapping[str, int] = about["control_tokens"]
+        plan, yarn = about["rope_plan"], _yarn(about["rope_plan"]["yarn"])
+        self.rope_plan = RopePlan(plan["context_length"], plan["native_length"], yarn)
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs the model now."""
+        child = self._child
+        return None if child is None else child.pid
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        ids: list[int] = self._request("tokenize", text, parse_special).value
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self._request("token_bytes", token_id).data
+        return self._pieces[token_id]
+
+    def grammar(self, answer_format: Mapping[str, Any] | str) -> str:
+        text: str = self._request("grammar", answer_format).value
+        return text
+
+    def n_cached(self, ids: Sequence[int], *, rope: Yarn | None = None) -> int:
+        n: int = self._request("n_cached", list(ids), _fields(rope)).value
+        return n
+
+    def prefill(self, ids: Sequence[int], *, rope: Yarn | None = None) -> Iterator[int]:
+        for message in self._stream("prefill", list(ids), _fields(rope)):
+            yield message.value
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        sampling: Sampling,
+        seed: int,
+        max_tokens: int,
+        stop_ids: Collection[int],
+        rope: Yarn | None = None,
+    ) -> Generation:
+        options = [_fields(sampling), seed, max_tokens, list(stop_ids), _fields(rope)]
+        stream = self._stream("generate", list(ids), *options)
+        try:
+            message = next(stream, None)
+            while message is not None:
+                change = yield message.value
+                try:
+                    message = stream.send(change)
+                except StopIteration:
+                    return
+        finally:
+            stream.close()
+
+    def logits(
+        self, ids: Sequence[int], *, rope: Yarn | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        for message in self._stream("logits", list(ids), _fields(rope)):
+            yield np.frombuffer(message.data, dtype=np.float32).reshape(-1, self.vocab_size)
+
+    def close(self) -> None:
+        self._closed = True
+        child = self._child
+        if child is not None:
+            child.kill()  # whoever waits for it gets an error, and lets go of the lock
+        with self._lock:
+            self._forget()
+
+    def _stream(self, name: str, *arguments: Any) -> Generator[Message, Intervention | None, None]:
+        """What an iterator over there yields; a change sent in here is sent in there."""
+        stream = self._request("open", name, arguments).value
+        child = self._child
+        change: Intervention | None = None
+        try:
+            while True:
+                message = self._request("next", stream, _fields(change), of=child)
+                if message.value is None:
+                    return
+                change = yield message
+        finally:
+            if self._child is child and not self._closed:
+                self._request("drop", stream, of=child)
+
+    def _request(self, name: str, *arguments: Any, of: Child | None = None) -> Message:
+        """Call over there. of: the process that must still be the one to ask."""
+        with self._lock:
+            if self._closed:
+                raise QwqError(f"{self._path}: the model is closed; open it again")
+            if self._child is None:
+                self._start(None)
+            child = self._child
+            assert child is not None
+            if of is not None and of is not child:
+                raise EngineError(f"{self._path}: its process died meanwhile; ask again")
+            try:
+                self._send(child, [name, *arguments])
+                message = self._receive(child)
+            except EngineError:
+                self._forget()
+                if self._closed:
+                    raise QwqError(f"{self._path}: the model is closed; open it again") from None
+                raise
+        return message
+
+    def _start(self, on_progress: OnProgress | None) -> Any:
+        child = Child("qwq_local.engines.isolated:serve")
+        self._child, self._n_unread = child, 0
+        done = False
+        try:
+            child.send([str(self._path), _fields(self._settings), _log_level()])
+            while isinstance(progress := self._receive(child).value, list):
+                if on_progress is not None:
+                    on_progress(*progress)
+            done = True
+        finally:
+            if not done:
+                self._forget()
+        return progress
+
+    def _send(self, child: Child, request: Any) -> None:
+        done = False
+        try:
+            while self._n_unread:
+                child.receive()
+                self._n_unread -= 1
+            child.send(request)
+            done = True
+        finally:
+            if not done:
+                self._forget()  # half a request may be on its way
+
+    def _receive(self, child: Child) -> Message:
+        try:
+            message = child.receive()
+        except KeyboardInterrupt:
+            self._n_unread += 1
+            raise
+        if isinstance(message.value, dict) and "error" in message.value:
+            kind, text = message.value["error"]
+            raise getattr(errors, kind)(text)
+        return message
+
+    def _forget(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
+def serve(channel: Channel) -> None:
+    """The life of the process: a file and settings in, then calls in and their results out."""
+    from qwq_local.engines.gguf import GgufEngine
+
+    path, settings, log_level = channel.receive().value
+    logging.basicConfig(format="%(message)s", level=log_level)
+    _volunteer_to_die_first()
+    path = Path(path)
+    try:
+        engine = GgufEngine(
+            path,
+            read_header(path),
+            EngineSettings(**settings),
+            on_progress=lambda done, total: channel.send([done, total]),
+        )
+    except QwqError as error:
+        channel.send(_error(error))
+        return
+    about = {
+        "vocab_size": engine.vocab_size,
+        "control_tokens": engine.control_tokens,
+        "rope_plan": dataclasses.asdict(engine.rope_plan),
+    }
+    channel.send(about)
+    calls = _Calls(engine)
+    while True:
+        name, *arguments = channel.receive().value
+        try:
+            value, data = getattr(calls, name)(*arguments)
+        except QwqError as error:
+            value, data = _error(error), b""
+        channel.send(value, data)
+
+
+class _Calls:
+    """What can be called; each gives a value and bytes."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._streams: dict[int, Any] = {}
+        self._numbers = itertools.count()
+
+    def tokenize(self, text: str, parse_special: bool) -> tuple[Any, bytes]:
+        return self._engine.tokenize(text, parse_special=parse_special), b""
+
+    def token_bytes(self, token_id: int) -> tuple[Any, bytes]:
+        return None, self._engine.token_bytes(token_id)
+
+    def grammar(self, answer_format: Mapping[str, Any] | str) -> tuple[Any, bytes]:
+        return self._engine.grammar(answer_format), b""
+
+    def n_cached(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
+        return self._engine.n_cached(ids, rope=_yarn(rope)), b""
+
+    def open(self, name: str, arguments: list[Any]) -> tuple[Any, bytes]:
+        number = next(self._numbers)
+        self._streams[number] = getattr(self, f"_{name}")(*arguments)
+        return number, b""
+
+    def next(self, number: int, change: dict[str, Any] | None) -> tuple[Any, bytes]:
+        stream = self._streams[number]
+        try:
+            if change is None:
+                value = next(stream)
+            else:
+                rope = _yarn(change["rope"])
+                value = stream.send(Intervention(tuple(change["ids"]), change["grammar"], rope))
+        except StopIteration:
+            return None, b""
+        return (True, value.tobytes()) if isinstance(value, np.ndarray) else (value, b"")
+
+    def drop(self, number: int) -> tuple[Any, bytes]:
+        stream = self._streams.pop(number)
+        stream.close()
+        return None, b""
+
+    def _prefill(self, ids: list[int], rope: dict[str, Any] | None) -> Iterator[int]:
+        stream: Iterator[int] = self._engine.prefill(ids, rope=_yarn(rope))
+        return stream
+
+    def _logits(self, ids: list[int], rope: dict[str, Any] | None) -> Iterator[NDArray[np.float32]]:
+        stream: Iterator[NDArray[np.float32]] = self._engine.logits(ids, rope=_yarn(rope))
+        return stream
+
+    def _generate(
+        self,
+        ids: list[int],
+        sampling: dict[str, Any],
+        seed: int,
+        max_tokens: int,
+        stop_ids: list[int],
+        rope: dict[str, Any] | None,
+    ) -> Generation:
+        generation: Generation = self._engine.generate(
+            ids,
+            sampling=Sampling(**sampling),
+            seed=seed,
+            max_tokens=max_tokens,
+            stop_ids=frozenset(stop_ids),
+            rope=_yarn(rope),
+        )
+        return generation
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    return None if value is None else dataclasses.asdict(value)
+
+
+def _yarn(fields: dict[str, Any] | None) -> Yarn | None:
+    return None if fields is None else Yarn(**fields)
+
+
+def _error(error: QwqError) -> dict[str, Any]:
+    return {"error": [type(error).__name__, str(error)]}
+
+
+def _log_level() -> int:
+    return logging.getLogger("qwq_local").getEffectiveLevel()
+
+
+def _volunteer_to_die_first() -> None:
+    """Where memory runs out Linux is to end this process, and not the application."""
+    if Path("/proc/self/oom_score_adj").exists():
+        Path("/proc/self/oom_score_adj").write_text("500")
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")

@@ -1,0 +1,202 @@
+"""From the events of replies to OpenAI's chat completions, in chunks and whole."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qwq_local import Answer, Done, Notice, Reasoning, ToolCall, UsageError
+from qwq_local.reply import Event, Reply
+from qwq_local.server.schema import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChunkChoice,
+    CompletionDetails,
+    Delta,
+    FinishReason,
+    FunctionCall,
+    PromptDetails,
+    ToolCallOut,
+    WireNotice,
+    WireTimings,
+    WireUsage,
+)
+
+ReasoningForm = Literal["separate", "both", "inline", "hidden"]
+"""Where a thought goes: into `reasoning_content`, into `reasoning` too, into the content, nowhere.
+"""
+_FORMS: dict[tuple[str, str], ReasoningForm] = {
+    ("separate", "reasoning_content"): "separate",
+    ("separate", "both"): "both",
+    ("inline", "reasoning_content"): "inline",
+}
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop",
+    "tool_calls": "tool_calls",
+    "length": "length",
+    "repetition": "length",  # cut short, as far as a client can tell
+    "cancelled": "stop",
+}
+
+
+def reasoning_form(reasoning: str, field: str) -> ReasoningForm:
+    """What --reasoning and --reasoning-field mean together. Raises UsageError for all else."""
+    form = _FORMS.get((reasoning, field))
+    if form is None:
+        choices = " or ".join(f"{r} with {f}" for r, f in _FORMS)
+        raise UsageError(f"reasoning: {reasoning!r} with field {field!r} is unknown; use {choices}")
+    return form
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What all chunks of a completion have in common. created: seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+
+
+class ChunkWriter:
+    """Turns the events of one choice into chunks."""
+
+    def __init__(self, heading: Heading, form: ReasoningForm, *, index: int = 0) -> None:
+        self._heading = heading
+        self._form = form
+        self._index = index
+        self._n_calls = 0
+        self._in_thought = False
+        self._notices: list[WireNotice] = []
+        self.done: Done | None = None
+
+    def start(self) -> ChatChunk:
+        """The chunk that says who speaks."""
+        return self._chunk(Delta(role="assistant", content=""))
+
+    def write(self, event: Event) -> Iterator[ChatChunk]:
+        match event:
+            case Reasoning(text):
+                if self._form != "hidden":
+                    yield self._chunk(self._thought(text))
+                self._in_thought = True
+            case Answer(text):
+                yield self._chunk(Delta(content=self._leave_thought() + text))
+            case ToolCall():
+                yield self._chunk(
+                    Delta(content=self._leave_thought(), tool_calls=[self._call(event)])
+                )
+            case Notice(kind, text):
+                self._notices.append(WireNotice(kind=kind, text=text))
+            case Done():
+                self.done = event
+                yield self._end(event)
+
+    def _end(self, done: Done) -> ChatChunk:
+        chunk = self._chunk(Delta(content=self._leave_thought()), _FINISH[done.finish_reason])
+        chunk.timings = timings_of(done)
+        if self._notices:
+            chunk.notices = self._notices
+        return chunk
+
+    def _thought(self, text: str) -> Delta:
+        if self._form == "inline":
+            return Delta(content=text if self._in_thought else f"<think>\n{text}")
+        if self._form == "both":
+            return Delta(content=None, reasoning_content=text, reasoning=text)
+        return Delta(content=None, reasoning_content=text)
+
+    def _leave_thought(self) -> str:
+        """What ends a thought within the content."""
+        was_inside, self._in_thought = self._in_thought, False
+        return "\n</think>\n\n" if was_inside and self._form == "inline" else ""
+
+    def _call(self, call: ToolCall) -> ToolCallOut:
+        self._n_calls += 1
+        return wire_call(call, index=self._n_calls - 1)
+
+    def _chunk(self, delta: Delta, finish_reason: FinishReason | None = None) -> ChatChunk:
+        choice = ChunkChoice(index=self._index, delta=delta, finish_reason=finish_reason)
+        heading = self._heading
+        return ChatChunk(
+            id=heading.id, created=heading.created, model=heading.model, choices=[choice]
+        )
+
+
+def usage_chunk(heading: Heading, dones: Sequence[Done]) -> ChatChunk:
+    """The last chunk: no choices, and what all of them took."""
+    return ChatChunk(
+        id=heading.id,
+        created=heading.created,
+        model=heading.model,
+        choices=[],
+        usage=usage_of(dones),
+    )
+
+
+def completion(heading: Heading, replies: Sequence[Reply], form: ReasoningForm) -> ChatCompletion:
+    """The whole answer to a request, a choice for each reply."""
+    dones = [Done(reply.finish_reason, reply.usage, reply.timings) for reply in replies]
+    return ChatCompletion(
+        id=heading.id,
+        created=heading.created,
+        model=heading.model,
+        choices=[
+            ChatChoice(
+                index=index,
+                message=_message(reply, form),
+                finish_reason=_FINISH[reply.finish_reason],
+            )
+            for index, reply in enumerate(replies)
+        ],
+        usage=usage_of(dones),
+        timings=timings_of(dones[-1]),
+        notices=[WireNotice(kind=n.kind, text=n.text) for reply in replies for n in reply.notices],
+    )
+
+
+def usage_of(dones: Sequence[Done]) -> WireUsage:
+    """The prompt counts once, however many replies it got."""
+    n_prompt = dones[0].usage.prompt_tokens
+    n_reply = sum(done.usage.completion_tokens for done in dones)
+    n_reasoning = sum(done.usage.reasoning_tokens for done in dones)
+    return WireUsage(
+        prompt_tokens=n_prompt,
+        completion_tokens=n_reply,
+        total_tokens=n_prompt + n_reply,
+        prompt_tokens_details=PromptDetails(cached_tokens=dones[0].timings.n_cached),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=n_reasoning),
+    )
+
+
+def timings_of(done: Done) -> WireTimings:
+    timings = done.timings
+    return WireTimings(
+        n_cached=timings.n_cached,
+        n_prefilled=timings.n_prefilled,
+        prefill_s=timings.prefill_s,
+        n_decoded=timings.n_decoded,
+        decode_s=timings.decode_s,
+        tokens_per_s=timings.tokens_per_s,
+    )
+
+
+def wire_call(call: ToolCall, *, index: int | None = None) -> ToolCallOut:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    function = FunctionCall(name=call.name, arguments=arguments)
+    if index is None:
+        return ToolCallOut(id=call.id, type="function", function=function)
+    return ToolCallOut(index=index, id=call.id, type="function", function=function)
+
+
+def _message(reply: Reply, form: ReasoningForm) -> Delta:
+    content, fields = reply.answer, dict[str, Any]()
+    if form == "inline" and reply.reasoning:
+        content = f"<think>\n{reply.reasoning}\n</think>\n\n{content}"
+    elif form in ("separate", "both"):
+        fields["reasoning_content"] = reply.reasoning
+    if form == "both":
+        fields["reasoning"] = reply.reasoning
+    if reply.tool_calls:
+        fields["tool_calls"] = [wire_call(call) for call in reply.tool_calls]
+    return Delta(role="assistant", content=content, **fields)

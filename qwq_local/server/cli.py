@@ -1,0 +1,108 @@
+"""`qwq serve`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwq_local.server.serving import Listening, serve
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_ACCESS = "Access"
+
+
+@app.command()
+def command(
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="GGUF file, GPTQ or checkpoint folder, or a folder that holds one "
+            "(default: what was quantized last under ./models).",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8000,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens for prompt and reply (default: by the model and the memory)."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads (default: by the cores and the model).")
+    ] = None,
+    reasoning: Annotated[
+        str,
+        typer.Option(help="Where thoughts go: separate, or inline as <think> in the content."),
+    ] = "separate",
+    reasoning_field: Annotated[
+        str,
+        typer.Option(help="reasoning_content, or both: in the field `reasoning` as well."),
+    ] = "reasoning_content",
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait at most.")] = 32,
+    require_key: Annotated[
+        bool,
+        typer.Option(
+            "--require-key",
+            help="Ask for the key on this machine too. It is $QWQ_API_KEY, or is made once.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that the server goes by.", rich_help_panel=_ACCESS),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A page from elsewhere that may use it, as in https://app.example.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate, PEM.", rich_help_panel=_ACCESS)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its private key, PEM.", rich_help_panel=_ACCESS)
+    ] = None,
+) -> None:
+    """Serve the model to programs that speak OpenAI's interface; Ctrl-C ends it."""
+    from qwq_local import QwQ, UsageError
+    from qwq_local.find import find_model, newest_model
+    from qwq_local.server.app import ServerSettings
+    from qwq_local.server.chat_wire import reasoning_form
+    from qwq_local.server.guard import LOOPBACK, Access
+    from qwq_local.server.keys import find_key, key_file
+
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("serve: --tls-cert and --tls-key go together; give both")
+    tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
+    listening = Listening(host, port, tls)
+    path = (newest_model() if model is None else find_model(Path(model))).path
+    key = None
+    if require_key or "QWQ_API_KEY" in os.environ or not listening.is_loopback:
+        file = key_file(os.environ)
+        key, is_new = find_key(file, os.environ)
+        if is_new:
+            typer.echo(f"key, shown this once and kept in {file}: {key}", err=True)
+    access = Access(
+        frozenset({*LOOPBACK, listening.host, *(allow_host or ())}),
+        frozenset(allow_origin or ()),
+        any_address=not listening.is_loopback,
+        key=key,
+    )
+    settings = ServerSettings(path.stem, access, reasoning_form(reasoning, reasoning_field))
+    serve(
+        lambda: QwQ.open(path, context=context, threads=threads),
+        settings,
+        listening,
+        n_waiting=queue,
+        on_listening=lambda address: typer.echo(
+            f"serving {path.name} at {address}/v1; Ctrl-C ends it", err=True
+        ),
+    )

@@ -1,0 +1,273 @@
+"""What travels over the wire, in OpenAI's form with QwQ's fields.
+
+Fields that are not named here are accepted, and listed once in the log. What a number may be is
+said by Sampling and Limits, which name the field too.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MOST_MESSAGES = 4096
+MOST_TOOLS = 256
+MOST_CHOICES = 8
+MOST_STOPS = 16
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Stop = StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None
+Count = Annotated[int, Field(ge=1)] | None
+Budget = Annotated[int, Field(ge=0)] | None
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="allow", serialize_by_alias=True)
+
+
+class ContentPart(Wire):
+    type: str
+    text: str | None = None
+
+
+Content = str | list[str | ContentPart] | None
+
+
+class CalledFunction(Wire):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class Call(Wire):
+    id: str | None = None
+    type: str = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Wire):
+    role: str
+    content: Content = None
+    reasoning_content: Content = None
+    reasoning: Content = None
+    thinking: Content = None
+    tool_calls: list[Call] | None = Field(None, max_length=MOST_TOOLS)
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class FunctionDescription(Wire):
+    name: str = Field(pattern=r"^[\w.-]{1,128}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Wire):
+    type: Literal["function"] = "function"
+    function: FunctionDescription
+
+
+class NamedFunction(Wire):
+    name: str
+
+
+class NamedTool(Wire):
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+class JsonSchema(Wire):
+    name: str = "answer"
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class ResponseFormat(Wire):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+
+
+class ReasoningOptions(Wire):
+    """OpenRouter's spelling, and that of OpenAI's responses."""
+
+    effort: Effort | None = None
+    max_tokens: Budget = None
+    enabled: bool | None = None
+    exclude: bool = False
+
+
+class ThinkingOptions(Wire):
+    """Anthropic's spelling, which DeepSeek and others took over."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"] = "enabled"
+    budget_tokens: Budget = None
+
+
+class TemplateOptions(Wire):
+    """vLLM's and SGLang's spelling."""
+
+    enable_thinking: bool | None = None
+    thinking_budget: Budget = None
+
+
+class Sampled(Wire):
+    """What chat and plain completions share."""
+
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Count = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: Stop = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+
+class ChatRequest(Sampled):
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_completion_tokens: Count = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    enable_thinking: bool | None = None
+    thinking_budget: Budget = None
+    reasoning_effort: Effort | None = None
+    reasoning: ReasoningOptions | None = None
+    thinking: ThinkingOptions | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+
+class Steering(Wire):
+    hint: str = Field(min_length=1, max_length=4096)
+
+
+class PromptDetails(BaseModel):
+    cached_tokens: int
+
+
+class CompletionDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class WireUsage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class WireTimings(BaseModel):
+    """Ours: tokens found in the cache and read anew, and how long reading and decoding took."""
+
+    n_cached: int
+    n_prefilled: int
+    prefill_s: float
+    n_decoded: int
+    decode_s: float
+    tokens_per_s: float | None
+
+
+class WireNotice(BaseModel):
+    """Ours: what the reader of a reply should know."""
+
+    kind: str
+    text: str
+
+
+class FunctionCall(BaseModel):
+    """arguments: JSON, as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallOut(BaseModel):
+    index: int | None = None
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCallOut] | None = None
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: WireUsage | None = None
+    timings: WireTimings | None = None
+    notices: list[WireNotice] | None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: Delta
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: WireUsage
+    timings: WireTimings
+    notices: list[WireNotice]
+
+
+class ModelEntry(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["qwq-local"] = "qwq-local"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class Health(BaseModel):
+    status: Literal["loading", "ready", "down", "closed"]
+
+
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetails

@@ -1,0 +1,159 @@
+"""The engine in a process of its own: it may die, and no conversation with it."""
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.errors import EngineError, GgufError, QwqError, UsageError
+from qwq_local import QwQ, Sampling
+from qwq_local.engines.isolated import IsolatedEngine
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture
+def qwq(bf16_gguf: Path) -> Iterator[QwQ]:
+    with QwQ.open(bf16_gguf, context=1024, threads=1) as model:
+        yield model
+
+
+def engine_of(qwq: QwQ) -> IsolatedEngine:
+    assert isinstance(qwq.engine, IsolatedEngine)
+    return qwq.engine
+
+
+def kill(qwq: QwQ, number: int = signal.SIGKILL) -> None:
+    pid = engine_of(qwq).pid
+    assert pid is not None
+    os.kill(pid, number)
+
+
+def test_it_computes_what_the_engine_within_computes(gguf_qwq: QwQ, isolated_qwq: QwQ) -> None:
+    """Would catch an argument that is lost on the way."""
+    messages = [{"role": "user", "content": "What is 12 + 34?"}]
+    sampling = Sampling(temperature=1.2, top_k=7, presence_penalty=0.3)
+    ours, theirs = (
+        q.reply(messages, sampling=sampling, seed=3, max_tokens=60).reply()
+        for q in (isolated_qwq, gguf_qwq)
+    )
+    assert (ours.reasoning, ours.answer, ours.usage) == (
+        theirs.reasoning,
+        theirs.answer,
+        theirs.usage,
+    )
+    ids = isolated_qwq.engine.tokenize("Which is larger?" * 20, parse_special=False)
+    for a, b in zip(isolated_qwq.engine.logits(ids), gguf_qwq.engine.logits(ids), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_dead_process_is_an_error_and_the_next_turn_goes_on(qwq: QwQ) -> None:
+    """Would catch an application that dies with it, hangs, or forgets what was said."""
+    session = qwq.session(sampling=GREEDY)
+    session.ask("What is 12 + 34?", max_tokens=30)
+    stream = session.send("And 35?", max_tokens=30)
+    next(stream)
+    next(stream)
+    kill(qwq, signal.SIGABRT)
+    with pytest.raises(EngineError, match=r"it died with signal SIGABRT .*; ask again"):
+        stream.reply()
+    assert len(session.messages) == 2
+    reply = session.ask("And 35?", max_tokens=30)
+    assert len(session.messages) == 4
+    fresh = qwq.session(sampling=GREEDY)
+    fresh.ask("What is 12 + 34?", max_tokens=30)
+    again = fresh.ask("And 35?", max_tokens=30)
+    assert (reply.reasoning, reply.answer) == (again.reasoning, again.answer)
+
+
+def test_killing_it_at_random_moments_loses_nothing(qwq: QwQ) -> None:
+    """Would catch a moment, in a prefill, a token or between turns, from which nothing recovers."""
+    moments = random.Random(5)
+    session = qwq.session(sampling=GREEDY)
+    turns = n_deaths = 0
+    while turns < 6:
+        timer = threading.Timer(moments.uniform(0.0, 0.25), _kill_if_alive, [qwq])
+        if moments.random() < 0.7:
+            timer.start()
+        try:
+            session.ask(f"What is {turns} + 34? " * 10, max_tokens=40)
+            turns += 1
+        except EngineError:
+            n_deaths += 1
+        finally:
+            timer.cancel()
+        assert len(session.messages) == 2 * turns
+        if n_deaths > 40:
+            break
+    assert turns == 6
+    assert [m["content"][:9] for m in session.messages[::2]] == [f"What is {i}" for i in range(6)]
+
+
+def _kill_if_alive(qwq: QwQ) -> None:
+    pid = engine_of(qwq).pid
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
+    """Would catch an answer that is taken for that of the next request."""
+    session = qwq.session(sampling=GREEDY)
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    pid = engine_of(qwq).pid
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(map(session.ask, itertools.repeat("What is 12 + 34? " * 20)))
+    expected = qwq.session(sampling=GREEDY, seed=1).ask("What is 1 + 2?", max_tokens=20)
+    assert engine_of(qwq).pid == pid
+    again = qwq.session(sampling=GREEDY, seed=1).ask("What is 1 + 2?", max_tokens=20)
+    assert (expected.reasoning, expected.answer) == (again.reasoning, again.answer)
+
+
+def test_closing_from_another_thread_ends_a_reply(bf16_gguf: Path) -> None:
+    qwq = QwQ.open(bf16_gguf, context=1024, threads=1)
+    stream = qwq.session(sampling=GREEDY).send("?", max_tokens=900)
+    next(stream)
+    threading.Timer(0.05, qwq.close).start()
+    with pytest.raises(QwqError, match="closed"):
+        [time.sleep(0.01) for _ in stream]
+    with pytest.raises(QwqError, match="closed"):
+        qwq.ask("?")
+
+
+def test_loading_tells_its_progress_and_its_errors(bf16_gguf: Path, tmp_path: Path) -> None:
+    """Would catch errors that lose their type on the way from the process."""
+    seen: list[tuple[int, int]] = []
+    QwQ.open(bf16_gguf, context=256, on_progress=lambda *p: seen.append(p)).close()
+    assert seen[-1] == (100, 100)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(bf16_gguf.read_bytes().replace(b"blk.3.attn_q.weight", b"blk.3.attn_X.weight"))
+    with pytest.raises(GgufError, match=r"odd.gguf: llama.cpp cannot load it \(.*attn_q"):
+        QwQ.open(path)
+    with pytest.raises(UsageError, match="context: "):
+        QwQ.open(bf16_gguf, context=10**9)
+
+
+def test_a_grammar_holds_the_answer_to_a_schema(isolated_qwq: QwQ) -> None:
+    """Would catch a grammar that is not switched on, or that breaks the thought."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}}
+    session = isolated_qwq.session(sampling=GREEDY)
+    form = 'root ::= "yes, " [0-9] [0-9]'
+    reply = session.ask("What is 12 + 34?", reasoning_tokens=20, answer_format=form)
+    assert reply.answer.startswith("yes, ")
+    assert reply.answer[5:].isdigit()
+    assert reply.finish_reason == "stop"
+    for wrong in ("root ::= (", "no grammar", ""):
+        with pytest.raises(UsageError, match="answer_format: it is no GBNF grammar"):
+            session.ask("?", answer_format=wrong)
+    reply = session.ask("?", reasoning_tokens=4, max_tokens=100, answer_format=schema)
+    assert reply.answer.lstrip().startswith("{")
+    with pytest.raises(UsageError, match="answer_format: the JSON schema cannot be"):
+        session.ask("?", answer_format={"type": "nonsense"})
