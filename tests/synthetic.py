@@ -1,7 +1,7 @@
 """Small random Qwen2 checkpoints, written in a moment, for tests that need shapes and no sense."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice, product
 from pathlib import Path
 
@@ -106,14 +106,18 @@ def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str) -> None
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(chunks))
 
 
-def write_tokenizer(folder: Path, *, n_merges: int = 3) -> None:
+def write_tokenizer(
+    folder: Path,
+    *,
+    n_merges: int = 3,
+    added: Sequence[str] = (*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS),
+) -> None:
     """A byte-level BPE of 256 bytes, three merges or more and QwQ's kinds of added tokens."""
     alphabet = _byte_alphabet()
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
     pairs = (pair for pair in product(alphabet, alphabet) if pair != merges[0])
     triples = ((a + b, c) for a, b, c in product(alphabet, repeat=3))
     merges += islice(chain(pairs, triples), n_merges - len(merges))
-    added = [*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS]
     vocab = {symbol: i for i, symbol in enumerate(alphabet)}
     vocab |= {a + b: len(vocab) + i for i, (a, b) in enumerate(merges)}
     added_ids = {token: len(vocab) + i for i, token in enumerate(added)}
@@ -125,7 +129,7 @@ def write_tokenizer(folder: Path, *, n_merges: int = 3) -> None:
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": token in SPECIAL_TOKENS,
+            "special": token.startswith("<|"),
         }
         for token, token_id in added_ids.items()
     ]

@@ -1,6 +1,7 @@
 """The file says of itself what llama.cpp's converter writes, and tokenizes as the checkpoint."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -15,23 +16,17 @@ from convert.errors import CheckpointError
 from convert.gguf_export import export_gguf
 from convert.gguf_header import MetadataValue, read_header
 from tests.converter_cases import CASES, GOLDEN, comparable, write_case
-from tests.synthetic import CHAT_TEMPLATE, PLAIN_ADDED_TOKENS, SPECIAL_TOKENS, write_checkpoint
+from tests.hard_texts import SPECIAL, hard_texts, lone_surrogates
+from tests.oracles.llama_tokenizer import tokenizer_of
+from tests.synthetic import (
+    CHAT_TEMPLATE,
+    PLAIN_ADDED_TOKENS,
+    SPECIAL_TOKENS,
+    write_checkpoint,
+    write_tokenizer,
+)
 
 NANO = Path(__file__).parents[2] / "quant_eval/nano/checkpoint"
-
-HARD_TEXTS = (
-    "",
-    "The quick brown fox",
-    "  two  spaces\n\n\nand lines\t\ttabs \r\n",
-    "x = [i**2 for i in range(10)]  # 12345 67.89",
-    "It's we'll I'd they'RE",
-    "Größe, naïve, Ελληνικά, Русский, 中文字符, 日本語, 한국어, العربية",
-    "e\u0301 vs \u00e9, \u1e9b\u0323",
-    "👩‍👩‍👧‍👦 🇺🇳 😀",
-    "<|im_start|>user\nhi<|im_end|>\n<think>a</think>",
-    "<|im_start<|im_end|> <thinks> <tool_call>{}</tool_call>",
-    "\u200b\ufeff\u00a0 \u2028",
-)
 
 
 def metadata_of(folder: Path, path: Path) -> dict[str, MetadataValue]:
@@ -161,24 +156,40 @@ def test_the_name_of_a_download(tmp_path: Path) -> None:
     assert metadata["qwq.source.repository"] == "Qwen/QwQ-32B"
 
 
-def test_tokenizes_as_the_checkpoint(tmp_path: Path) -> None:
-    """llama.cpp reads the same ids out of hard texts as the checkpoint's own tokenizer.
+def composed(text: str) -> bytes:
+    """NFC as the checkpoint's tokenizer does it: the texts between added tokens, each by itself."""
+    parts = re.split(f"({'|'.join(map(re.escape, SPECIAL))})", text)
+    return "".join(unicodedata.normalize("NFC", part) for part in parts).encode()
 
-    It has no normalizer: NFC is the reader's part, and is done here as a reader does it.
+
+@pytest.mark.parametrize("checkpoint", ["nano-qwq", "random with 20,000 merges"])
+def test_tokenizes_as_the_checkpoint(tmp_path: Path, checkpoint: str) -> None:
+    """llama.cpp reads the same ids out of some 3,700 hard texts as the checkpoint's own tokenizer.
+
+    It has no normalizer: NFC is the reader's part, and is done here as a reader has to do it.
+    Text with lone surrogates is none: neither takes it, and readers replace them.
     """
-    import llama_cpp
     from tokenizers import Tokenizer
 
-    metadata_of(NANO, tmp_path / "nano.gguf")
-    tokenizer = Tokenizer.from_file(str(NANO / "tokenizer.json"))
-    model = llama_cpp.Llama(str(tmp_path / "nano.gguf"), vocab_only=True)
-    try:
-        for text in HARD_TEXTS:
+    folder = NANO
+    if checkpoint != "nano-qwq":
+        sizes = {"num_hidden_layers": 1, "vocab_size": 20_480}
+        folder = write_checkpoint(tmp_path / "c", config=sizes)
+        write_tokenizer(folder, n_merges=20_000, added=SPECIAL)
+    metadata_of(folder, tmp_path / "o.gguf")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = hard_texts()
+    assert len(texts) > 3_500
+    with tokenizer_of(tmp_path / "o.gguf") as tokenize:
+        for text in texts:
             expected = tokenizer.encode(text, add_special_tokens=False).ids
-            composed = unicodedata.normalize("NFC", text).encode()
-            assert model.tokenize(composed, add_bos=False, special=True) == expected, text
-    finally:
-        model.close()
+            assert tokenize(composed(text)) == expected, text
+        for broken in lone_surrogates():
+            with pytest.raises((TypeError, UnicodeError)):
+                tokenizer.encode(broken)
+            replaced = broken.encode("utf-8", errors="replace")
+            expected = tokenizer.encode(replaced.decode(), add_special_tokens=False).ids
+            assert tokenize(replaced) == expected, broken
 
 
 def reorder_split(tokenizer: dict[str, Any]) -> None:
