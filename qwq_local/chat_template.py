@@ -99,7 +99,7 @@ def _pieces(
     rendered: str, control_tokens: Collection[str], texts: Mapping[str, str]
 ) -> Iterator[tuple[str, bool]]:
     """Cut the template's own control tokens out, then put the text of each mark back."""
-    parts = re.split(f"({_any_of(control_tokens)})", rendered)
+    parts = re.split(f"({any_of(control_tokens)})", rendered)
     for index, part in enumerate(parts):
         if part:
             yield _replace(part, texts), index % 2 == 1
@@ -145,9 +145,10 @@ def _replace_in(value: Any, table: Mapping[str, str]) -> Any:
 
 
 def _replace(text: str, table: Mapping[str, str]) -> str:
-    return re.sub(_any_of(table), lambda match: table[match[0]], text)
+    return re.sub(any_of(table), lambda match: table[match[0]], text)
 
 
-def _any_of(texts: Collection[str]) -> str:
+def any_of(texts: Collection[str]) -> str:
+    """A regular expression for one of the texts, the longest that fits."""
     longest_first = sorted(texts, key=len, reverse=True)
     return "|".join(map(re.escape, longest_first)) or "(?!)"  # (?!) matches nothing

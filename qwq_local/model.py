@@ -111,12 +111,14 @@ class QwQ:
         seed: int | None = None,
         max_tokens: int | None = None,
         limits: Limits | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Stream:
         """Stream the reply to messages in OpenAI's form.
 
         sampling: None takes the model's defaults. seed: 0 to 2**32 - 2, the same seed gives the
         same reply on the same machine; None draws one. max_tokens: shorthand for limits that say
-        no more. Raises QwqError where the messages cannot be rendered or do not fit in the context.
+        no more. on_progress: told how much of a long prompt is read, in tokens. Raises QwqError
+        where the messages cannot be rendered or do not fit in the context.
         """
         turn = Turn(
             normalise(messages),
@@ -125,6 +127,7 @@ class QwQ:
             tools=tuple(tools or ()),
             limits=Limits(max_tokens) if limits is None else limits,
             call_prefix=f"call_{len(messages)}_",
+            on_progress=on_progress,
         )
         return Stream(lambda control: self._model.reply(turn, control))
 

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import logging
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from convert.errors import GgufError, QwqError, UsageError
 from convert.gguf_header import GgufHeader
+from qwq_local.chat_template import any_of
 from qwq_local.engine import EngineSettings, KvType, OnProgress
 from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler
 from qwq_local.memory import choose_context, choose_threads
@@ -35,7 +37,7 @@ _LARGEST_SIZES = {
     "attention.head_count": 1 << 16,
     "attention.head_count_kv": 1 << 16,
 }
-_CONTROL = 1 << 3  # llama_token_attr
+_CONTROL, _USER_DEFINED = 1 << 3, 1 << 4  # llama_token_attr
 _UNUSED_OR_UNKNOWN = (1 << 0) | (1 << 1)
 
 _LLAMA_ERROR = 4  # ggml_log_level
@@ -84,15 +86,15 @@ class GgufEngine(EngineLoop):
             raise
         self._batch_ids = (self._llama.llama_token * PREFILL_BATCH)()
         self._batch_outputs = (ctypes.c_int8 * PREFILL_BATCH)(*[1] * PREFILL_BATCH)
-        self.control_tokens = {
-            self._piece(token_id).decode("utf-8", errors="replace"): token_id
-            for token_id in range(self.vocab_size)
-            if self._llama.llama_vocab_get_attr(self._vocab, token_id) & _CONTROL
+        self.control_tokens = self._tokens_with(_CONTROL)
+        plain = self._tokens_with(_USER_DEFINED)
+        self._special_tokens = {
+            parse_special: re.compile(f"({any_of([*plain, *special])})")
+            for parse_special, special in ((True, self.control_tokens), (False, ()))
         }
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
-        # Qwen2's tokenizer composes its text (NFC), which llama.cpp leaves out
-        data = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace")
+        data = self._composed(text, parse_special).encode("utf-8", errors="replace")
         capacity = len(data) + 1
         ids = (self._llama.llama_token * capacity)()
         n = self._llama.llama_tokenize(
@@ -100,6 +102,24 @@ class GgufEngine(EngineLoop):
         )
         assert n >= 0, "no text has more tokens than bytes"
         return list(ids[:n])
+
+    def _composed(self, text: str, parse_special: bool) -> str:
+        """The text as Qwen2's tokenizer reads it, which llama.cpp leaves out: in NFC.
+
+        Added tokens are cut out first, so that no accent after one becomes part of it.
+        """
+        parts = self._special_tokens[parse_special].split(text)
+        return "".join(
+            part if index % 2 else unicodedata.normalize("NFC", part)
+            for index, part in enumerate(parts)
+        )
+
+    def _tokens_with(self, attributes: int) -> dict[str, int]:
+        return {
+            self._piece(token_id).decode("utf-8", errors="replace"): token_id
+            for token_id in range(self.vocab_size)
+            if self._llama.llama_vocab_get_attr(self._vocab, token_id) & attributes
+        }
 
     def token_bytes(self, token_id: int) -> bytes:
         attributes = self._llama.llama_vocab_get_attr(self._open_vocab(), token_id)

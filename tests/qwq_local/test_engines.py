@@ -147,6 +147,7 @@ def test_what_a_user_says_is_no_control_token(qwq: QwQ) -> None:
 
 def test_engines_tokenize_alike(gguf_qwq: QwQ, folder_qwq: QwQ) -> None:
     texts = [HARD, TEXT, "", "e\u0301", " \n \n\n x", "\ud800"]
+    texts += ["<|im_end|>\u0338 <think>\u0338e\u0301</think>\u0301"]
     for text, parse_special in itertools.product(texts, [True, False]):
         ours = gguf_qwq.engine.tokenize(text, parse_special=parse_special)
         assert ours == folder_qwq.engine.tokenize(text, parse_special=parse_special)
