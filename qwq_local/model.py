@@ -131,6 +131,10 @@ class QwQ:
         )
         return Stream(lambda control: self._model.reply(turn, control))
 
+    def wait_until_idle(self) -> None:
+        """Return when the next turns are prepared, for who wants to measure."""
+        self._model.wait_until_warm()
+
     def close(self) -> None:
         """Free the memory."""
         self._model.close()

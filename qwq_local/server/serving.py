@@ -81,6 +81,7 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=GRACE_S,
         ssl_certfile=cert,
