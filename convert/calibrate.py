@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "calibration.json"
 IMATRIX_NAMES = ("imatrix.gguf", "imatrix.dat")
+STATISTICS = ("importance", "hessian", "held_out")
 HELD_OUT_EVERY = 8
 """Of the sequences that Hessians are made of, every eighth is held out to judge them by."""
 
@@ -69,26 +70,25 @@ class Calibration:
     n_fitted: int
     n_held_out: int
 
-    def layer(self, index: int) -> dict[str, dict[str, torch.Tensor]]:
-        """By input site: importance (n_in,), hessian (n_in, n_in), held_out (n_tokens, n_in)."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    def statistics(self, layer_index: int, site: str) -> dict[str, torch.Tensor]:
+        """Of an input site: importance (n_in,), hessian (n_in, n_in), held_out (n_tokens, n_in).
 
-        path = _layer_path(self.path, index)
+        Raises QwqError where Hessians were not kept, or the file cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not self.n_fitted:
+            raise QwqError(
+                f"{self.path}: holds no Hessians; run `qwq calibrate --hessians` on the checkpoint"
+            )
+        path = _layer_path(self.path, layer_index)
         try:
-            tensors = load_file(path)
+            with safe_open(path, "pt") as tensors:
+                return {name: tensors.get_tensor(f"{site}.{name}") for name in STATISTICS}
         except (OSError, SafetensorError) as error:
             raise QwqError(
                 f"{path}: cannot be read ({error}); run `qwq calibrate --hessians` again"
             ) from error
-        return {
-            site: {
-                name.removeprefix(f"{site}."): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(f"{site}.")
-            }
-            for site in INPUT_SITES
-        }
 
 
 def open_calibration(path: Path, checkpoint: Checkpoint) -> Calibration:

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.checkpoint import Checkpoint
+    from convert.encode import QuantType
     from convert.gguf_export import GgufResult
     from convert.imatrix import Imatrix
     from convert.plan import FilePlan
     from convert.recipe import Recipe
+    from convert.rounding import GptqRounding
 
 SIZES = (
     "F32, F16, BF16 (unquantized); with bits per weight of QwQ-32B: Q8_0 8.5, Q6_K 6.6, "
@@ -47,6 +49,26 @@ def gguf_command(
         Path | None,
         typer.Option(
             help="Importance of the columns, from qwq calibrate or llama-imatrix (.gguf or .dat).",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder made by qwq calibrate: its imatrix, and its Hessians for --rounding gptq.",
+            show_default=False,
+        ),
+    ] = None,
+    rounding: Annotated[
+        str,
+        typer.Option(
+            help="nearest, as llama.cpp has it, or gptq: codes chosen together, with the Hessians."
+        ),
+    ] = "nearest",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where --rounding gptq computes: cuda, mps or cpu (default: the best there is).",
             show_default=False,
         ),
     ] = None,
@@ -126,12 +148,22 @@ def gguf_command(
             )
             for name in types or ["Q4_K_M"]
         ]
+        if calibration is not None:
+            imatrix = _imatrix_of(calibration, imatrix)
         importance = (
             None
             if imatrix is None
             else _read_imatrix(imatrix, opened, console, limit=None if verbose else 8)
         )
-        plans = _plan(opened, recipes, importance, out, split_nbytes=_parse_size(split_size))
+        rounder = _rounder(opened, recipes, importance, calibration, rounding, device)
+        plans = _plan(
+            opened,
+            recipes,
+            importance,
+            out,
+            row_source=rounder,
+            split_nbytes=_parse_size(split_size),
+        )
         n_threads = threads or n_cores()
         if dry_run:
             estimate = estimate_export(opened, plans, n_threads=n_threads)
@@ -150,6 +182,8 @@ def gguf_command(
         start_s = time.monotonic()
         results = _export(opened, plans, console, threads=n_threads, force=force)
         elapsed_s = time.monotonic() - start_s
+    for line in () if rounder is None else rounder.report():
+        console.print(line, soft_wrap=True)
     console.print(f"{len(results)} written in {elapsed_s:.1f} s, {checkpoint} read once")
     if as_json:
         typer.echo(json.dumps(result_document(results, elapsed_s), indent=2))
@@ -170,12 +204,56 @@ def _read_imatrix(
     return imatrix
 
 
+def _imatrix_of(calibration: Path, imatrix: Path | None) -> Path:
+    if imatrix is not None:
+        raise UsageError(
+            f"--imatrix {imatrix}: {calibration} brings its own; give one of the two options"
+        )
+    return calibration / "imatrix.gguf"
+
+
+def _rounder(
+    checkpoint: "Checkpoint",
+    recipes: "list[Recipe]",
+    imatrix: "Imatrix | None",
+    calibration: Path | None,
+    rounding: str,
+    device: str | None,
+) -> "GptqRounding | None":
+    """What rounds with Hessians; None where each weight is rounded on its own."""
+    if rounding == "nearest":
+        return None
+    if rounding != "gptq":
+        raise UsageError(f"--rounding {rounding}: is neither nearest nor gptq; give one of them")
+    if calibration is None:
+        raise UsageError(
+            "--rounding gptq: needs Hessians; give the folder that `qwq calibrate --hessians` made "
+            "as --calibration"
+        )
+    from convert.calibrate import open_calibration
+    from convert.layer_stream import find_device
+    from convert.plan import plan_tensors
+    from convert.rounding import GptqRounding
+
+    wanted: dict[str, frozenset[QuantType]] = {}
+    for recipe in recipes:
+        for tensor in plan_tensors(checkpoint.model, recipe, imatrix=imatrix):
+            wanted[tensor.name] = wanted.get(tensor.name, frozenset()) | {tensor.quant_type}
+    return GptqRounding(
+        checkpoint,
+        open_calibration(calibration, checkpoint),
+        wanted,
+        device=find_device(device),
+    )
+
+
 def _plan(
     checkpoint: "Checkpoint",
     recipes: "list[Recipe]",
     imatrix: "Imatrix | None",
     out: Path | None,
     *,
+    row_source: "GptqRounding | None",
     split_nbytes: int | None,
 ) -> "list[FilePlan]":
     from convert.plan import plan_file
@@ -192,7 +270,14 @@ def _plan(
             )
         paths = [folder]
     return [
-        plan_file(checkpoint, recipe, path, imatrix=imatrix, split_nbytes=split_nbytes)
+        plan_file(
+            checkpoint,
+            recipe,
+            path,
+            imatrix=imatrix,
+            row_source=row_source,
+            split_nbytes=split_nbytes,
+        )
         for recipe, path in zip(recipes, paths, strict=True)
     ]
 

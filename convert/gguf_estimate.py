@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -125,12 +125,13 @@ def _probe(kind: _Kind, pool: ThreadPoolExecutor, n_threads: int, *, at_least_s:
     n_rows = max(1, min(STEP_N_WEIGHTS, kind.n_weights // 16) // n_in)
     piece = Slice(0, kind.piece.info, 0, n_rows)
     raw = RawSlice(_random_weights(n_rows * n_in, piece.info.dtype), ())
+    jobs = [replace(job, row_source=None) for job in kind.jobs]
     start_s = time.perf_counter()
 
     def work() -> int:
         n_done = 0
         while not n_done or time.perf_counter() - start_s < at_least_s:
-            encode_slice(raw, piece, kind.jobs)
+            encode_slice(raw, piece, jobs)
             n_done += n_rows * n_in
         return n_done
 

@@ -4,14 +4,14 @@ import io
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import gguf
 import numpy as np
 from gguf.gguf_writer import WriterState
 
 from convert.checkpoint import Checkpoint
-from convert.encode import QuantType, row_nbytes
+from convert.encode import ByteArray, QuantType, row_nbytes
 from convert.errors import CheckpointError
 from convert.imatrix import Imatrix
 from convert.provenance import add_provenance
@@ -21,6 +21,19 @@ from convert.recipe_file import recipe_text
 from convert.tokenizer_metadata import add_general, add_tokenizer
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+class RowSource(Protocol):
+    """Encodes matrices with more knowledge than a slice of rows has, as GPTQ rounding does.
+
+    description: what decides its rows, for the file's metadata.
+    """
+
+    @property
+    def description(self) -> str: ...
+
+    def rows(self, name: str, quant_type: QuantType, start: int, stop: int) -> ByteArray | None:
+        """Encoded rows start to stop; None leaves them to the encoder. Any thread may call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,7 @@ class FilePlan:
     imatrix: Imatrix | None
     parts: tuple[PartPlan, ...]
     tensors: tuple[TensorPlan, ...]
+    row_source: RowSource | None = None
 
     @property
     def path(self) -> Path:
@@ -79,6 +93,7 @@ def plan_file(
     path: Path,
     *,
     imatrix: Imatrix | None = None,
+    row_source: RowSource | None = None,
     split_nbytes: int | None = None,
 ) -> FilePlan:
     """Plan one GGUF file down to the byte, or its parts of at most split_nbytes of tensors each.
@@ -88,7 +103,8 @@ def plan_file(
     does.
     """
     tensors = plan_tensors(checkpoint.model, recipe, imatrix=imatrix, split_nbytes=split_nbytes)
-    headers = _headers(checkpoint, recipe, imatrix, tensors)
+    rounding = "" if row_source is None else row_source.description
+    headers = _headers(checkpoint, recipe, imatrix, tensors, rounding=rounding)
     n_parts = len(headers)
     parts = []
     for number, header in enumerate(headers):
@@ -97,7 +113,7 @@ def plan_file(
         if n_parts > 1:
             part_path = path.with_name(f"{path.stem}-{number + 1:05}-of-{n_parts:05}.gguf")
         parts.append(PartPlan(part_path, header, len(header) + aligned(last.offset + last.nbytes)))
-    return FilePlan(recipe, imatrix, tuple(parts), tensors)
+    return FilePlan(recipe, imatrix, tuple(parts), tensors, row_source)
 
 
 def plan_tensors(
@@ -146,6 +162,8 @@ def _headers(
     recipe: Recipe,
     imatrix: Imatrix | None,
     tensors: tuple[TensorPlan, ...],
+    *,
+    rounding: str,
 ) -> list[bytes]:
     """All that precedes the tensor data, part by part; what the file says stands in the first.
 
@@ -160,6 +178,7 @@ def _headers(
         recipe=recipe_text(recipe),
         file_type=recipe.file_type,
         imatrix_sha256=None if imatrix is None else imatrix.digest,
+        rounding=rounding,
         n_tensors=len(tensors),
     )
     for tensor in tensors:

@@ -20,6 +20,8 @@ RECIPE = "qwq.recipe"
 FILE_TYPE = "qwq.file_type"
 """Equals general.file_type unless another tool changed the tensors and copied these keys."""
 IMATRIX_SHA256 = "qwq.imatrix.sha256"
+ROUNDING = "qwq.rounding"
+"""How codes were chosen where not each weight was rounded on its own."""
 REPOSITORY = "qwq.source.repository"
 REVISION = "qwq.source.revision"
 SOURCE_FILES = "qwq.source.files"
@@ -62,6 +64,7 @@ def add_provenance(
     recipe: str,
     file_type: int,
     imatrix_sha256: str | None,
+    rounding: str,
     n_tensors: int,
 ) -> None:
     """Write the keys; all that is unknown is left out, all digests but the imatrix's are zeros."""
@@ -71,6 +74,7 @@ def add_provenance(
     writer.add_string(RECIPE, recipe)
     writer.add_uint32(FILE_TYPE, file_type)
     writer.add_string(IMATRIX_SHA256, imatrix_sha256 or "")  # the writer leaves empty ones out
+    writer.add_string(ROUNDING, rounding)
     writer.add_string(REPOSITORY, origin.repository or "")
     writer.add_string(REVISION, origin.revision or "")
     writer.add_array(SOURCE_FILES, [shard.name for shard in shards])

@@ -8,7 +8,7 @@ import numpy as np
 from convert.checkpoint import Float32Array
 from convert.encode import ByteArray, QuantType, encode_rows, row_nbytes
 from convert.errors import CheckpointError
-from convert.plan import FilePlan, TensorPlan
+from convert.plan import FilePlan, RowSource, TensorPlan
 from convert.source_reader import RawSlice, Slice, widen
 from convert.tensor_error import TensorError, measure_error
 
@@ -20,10 +20,14 @@ STEP_NBYTES = 20 * STEP_N_WEIGHTS
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How one tensor is encoded in one output. importance: (n_in,), None where there is none."""
+    """How one tensor is encoded in one output. importance: (n_in,), None where there is none.
+
+    row_source: asked before the encoder, where there is one.
+    """
 
     quant_type: QuantType
     importance: Float32Array | None
+    row_source: RowSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ def job_of(plan: FilePlan, tensor: TensorPlan) -> Job:
     importance = None
     if plan.imatrix is not None and len(tensor.shape) > 1:
         importance = plan.imatrix.importance_of(tensor.gguf_name, tensor.shape[-1])
-    return Job(tensor.quant_type, importance)
+    return Job(tensor.quant_type, importance, plan.row_source)
 
 
 def encode_slice(raw: RawSlice, piece: Slice, jobs: Sequence[Job]) -> Encoded:
@@ -57,14 +61,20 @@ def encode_slice(raw: RawSlice, piece: Slice, jobs: Sequence[Job]) -> Encoded:
         stop = min(start + n_at_once, n_rows)
         rows = widen(raw.bytes, piece, start, stop)
         for i, job in enumerate(jobs):
-            encoded = _encode_rows(rows, piece, job)
+            encoded = _encode_rows(rows, piece, job, start=piece.start + start)
             blocks[i][start:stop] = encoded
             errors[i] += measure_error(rows, encoded, job.quant_type)
     return Encoded(raw.sha256_until, blocks, errors)
 
 
-def _encode_rows(rows: Float32Array, piece: Slice, job: Job) -> ByteArray:
+def _encode_rows(rows: Float32Array, piece: Slice, job: Job, *, start: int) -> ByteArray:
+    """Encode rows of the tensor from row `start` on."""
     try:
+        if job.row_source is not None:
+            stop = start + len(rows)
+            made = job.row_source.rows(piece.info.name, job.quant_type, start, stop)
+            if made is not None:
+                return made
         return encode_rows(rows, job.quant_type, importance=job.importance)
     except OverflowError as error:
         raise CheckpointError(

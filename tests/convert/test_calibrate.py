@@ -84,8 +84,8 @@ def statistics(source: Path, folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{index}.{site}.{name}": tensor
         for index in range(N_LAYERS)
-        for site, tensors in calibration.layer(index).items()
-        for name, tensor in tensors.items()
+        for site in INPUT_SITES
+        for name, tensor in calibration.statistics(index, site).items()
     }
 
 
@@ -125,7 +125,8 @@ def test_statistics_equal_a_plain_run_with_hooks(source: Path, finished: Path) -
         ours = imatrix.importance[gguf_names[f"{name}.weight"]]
         np.testing.assert_allclose(ours, expected.square().mean(dim=0), rtol=1e-4)
     for index in range(N_LAYERS):
-        for site, kept in calibration.layer(index).items():
+        for site in INPUT_SITES:
+            kept = calibration.statistics(index, site)
             expected = inputs[f"model.layers.{index}.{site}"]
             fitted, held_out = expected[~is_held_out], expected[is_held_out]
             hessian = 2 * fitted.T @ fitted / len(fitted)
@@ -271,7 +272,7 @@ def test_a_cut_statistics_file_is_an_error(source: Path, finished: Path, tmp_pat
     with Checkpoint.open(source) as checkpoint:
         calibration = open_calibration(tmp_path / "cut", checkpoint)
     with pytest.raises(QwqError, match=r"layer-001.*again"):
-        calibration.layer(1)
+        calibration.statistics(1, "mlp.down_proj")
 
 
 def test_broken_weights_keep_finished_layers(tmp_path: Path) -> None:

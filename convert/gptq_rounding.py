@@ -1,0 +1,107 @@
+"""K-quants with GPTQ rounding: scales as the encoder finds them, codes chosen with the Hessian.
+
+Block by block from left to right: the encoder finds the scales for the columns as they are by then,
+the codes are fixed column by column, and each rounding error is spread over the columns to come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convert.code_layout import LAYOUTS, code_values, replace_codes
+from convert.encode import ByteArray, Float32Array, QuantType, block_size, encode_rows, row_nbytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+def round_matrix(
+    weight: torch.Tensor,
+    quant_type: QuantType,
+    *,
+    inv_chol: torch.Tensor,
+    importance: Float32Array,
+) -> ByteArray:
+    """Encode a matrix so that its output on the Hessian's inputs changes least.
+
+    weight: (n_out, n_in) float32. inv_chol: (n_in, n_in), of gptq.factor_inverse().
+    importance: (n_in,), for the encoder's choice of scales.
+    Returns (n_out, row_nbytes) uint8. Raises OverflowError as encode_rows() does.
+    Source: Frantar et al. 2022 (GPTQ), algorithm 1, with a block's columns as its lazy batch.
+    """
+    n_out, n_in = weight.shape
+    width = block_size(quant_type)
+    columns = weight.T.to(inv_chol.dtype, copy=True).contiguous()  # (n_in, n_out)
+    encoded = np.empty((n_out, row_nbytes(quant_type, n_in)), dtype=np.uint8)
+    block_nbytes = row_nbytes(quant_type, width)
+    for index, start in enumerate(range(0, n_in, width)):
+        stop = start + width
+        rows = columns[start:stop].T.float().cpu().numpy()
+        blocks = encode_rows(rows, quant_type, importance=importance[start:stop])
+        codes, errors = _fix_columns(
+            columns[start:stop], inv_chol[start:stop, start:stop], blocks, quant_type
+        )
+        encoded[:, index * block_nbytes : (index + 1) * block_nbytes] = replace_codes(
+            blocks, codes.T.contiguous().cpu().numpy(), quant_type
+        )
+        columns[stop:] -= inv_chol[start:stop, stop:].T @ errors
+    return encoded
+
+
+def _fix_columns(
+    columns: torch.Tensor, inv_chol: torch.Tensor, blocks: ByteArray, quant_type: QuantType
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of one block's columns, (width, n_out) uint8, and errors over the factor's diagonal.
+
+    columns: (width, n_out); they are changed.
+    """
+    import torch
+
+    nearest = _nearest_code(blocks, quant_type, columns)
+    codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
+    errors = torch.empty_like(columns)
+    for column in range(len(columns)):
+        code, rounded = nearest(column)
+        error = (columns[column] - rounded) / inv_chol[column, column]
+        columns[column:] -= inv_chol[column, column:, None] * error
+        codes[column], errors[column] = code.to(torch.uint8), error
+    return codes, errors
+
+
+def _nearest_code(
+    blocks: ByteArray, quant_type: QuantType, columns: torch.Tensor
+) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    """A function of the column: the codes nearest to it as it is, and what they are worth."""
+    import torch
+
+    layout = LAYOUTS[quant_type]
+    lowest, highest = layout.lowest, layout.highest
+
+    def values_of(codes: range) -> torch.Tensor:  # (n_codes, width, n_out)
+        values = torch.from_numpy(code_values(blocks, codes, quant_type)).transpose(1, 2)
+        return values.to(columns).contiguous()
+
+    if not layout.is_affine:
+        table = values_of(range(lowest, highest + 1))
+
+        def from_table(column: int) -> tuple[torch.Tensor, torch.Tensor]:
+            worth = table[:, column]  # (n_codes, n_out)
+            code = (columns[column] - worth).abs().argmin(dim=0)
+            return code + lowest, worth.gather(0, code[None])[0]
+
+        return from_table
+
+    low, high = values_of(range(lowest, highest + 1, highest - lowest))
+    step = (high - low) / (highest - lowest)
+    is_flat = step == 0  # a scale of 0: all codes are worth the same
+    divisor = torch.where(is_flat, 1, step)
+
+    def from_steps(column: int) -> tuple[torch.Tensor, torch.Tensor]:
+        code = ((columns[column] - low[column]) / divisor[column]).round()
+        code = code.clamp(0, highest - lowest).masked_fill(is_flat[column], 0)
+        return code + lowest, low[column] + code * step[column]
+
+    return from_steps
