@@ -125,13 +125,14 @@ def run(commands: Sequence[Sequence[str]], out: Path) -> Cost:
     return Cost(wall_s, cpu_s, peak_nbytes, written_nbytes)
 
 
-def our_route(source: Path, types: Sequence[str], threads: int) -> Cost:
+def our_route(source: Path, types: Sequence[str], threads: int, *, libggml: bool) -> Cost:
     options = [option for name in types for option in ("--type", name)]
     program = "from qwq_local.cli import main; main()"
+    if libggml:
+        program = "import convert.encode; convert.encode.LANE_TYPES = frozenset(); " + program
     command = [sys.executable, "-c", program, "convert", "gguf", str(source), *options]
-    return run(
-        [[*command, "-q", "-o", str(WORK / "ours"), "--threads", str(threads)]], WORK / "ours"
-    )
+    command += ["-q", "-o", str(WORK / "ours"), "--threads", str(threads)]
+    return run([command], WORK / "ours")
 
 
 def their_route(source: Path, types: Sequence[str], threads: int, python: str) -> Cost:
@@ -145,10 +146,14 @@ def their_route(source: Path, types: Sequence[str], threads: int, python: str) -
     return run(commands, out)
 
 
-def compare(source: Path, types: Sequence[str], *, threads: int, pairs: int, python: str) -> None:
+def compare(source: Path, types: Sequence[str], arguments: argparse.Namespace) -> None:
     """Run both routes in turn and print their medians and ratios in Markdown."""
+    threads, pairs = arguments.threads, arguments.pairs
     costs = [
-        (our_route(source, types, threads), their_route(source, types, threads, python))
+        (
+            our_route(source, types, threads, libggml=arguments.libggml),
+            their_route(source, types, threads, arguments.python),
+        )
         for _ in range(pairs)
     ]
     print(f"\n{', '.join(types)} on {threads} threads, {pairs} pairs\n")
@@ -176,6 +181,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--intermediate-size", type=int, default=27_648)
     parser.add_argument("--types", action="append", help="comma between types of one pass")
+    parser.add_argument("--libggml", action="store_true", help="none of our own encoders")
     parser.add_argument("--python", default=sys.executable, help="another build's, for theirs")
     parser.add_argument("--write-bf16", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -192,13 +198,7 @@ def main() -> None:
         partial.replace(source)
     print(f"checkpoint of {(source / 'model.safetensors').stat().st_size / 1e9:.2f} GB", flush=True)
     for types in arguments.types or ["Q4_K_M", "Q4_K_M,Q6_K,Q8_0"]:
-        compare(
-            source,
-            types.split(","),
-            threads=arguments.threads,
-            pairs=arguments.pairs,
-            python=arguments.python,
-        )
+        compare(source, types.split(","), arguments)
 
 
 if __name__ == "__main__":

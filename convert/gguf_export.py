@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from convert.errors import (
     CheckpointError,
     DiskFullError,
     GgufError,
+    NumericalError,
     QwqError,
     StaleOutputError,
     UsageError,
@@ -27,7 +28,7 @@ from convert.errors import (
 from convert.files import allocated_nbytes, check_disk_space, partial_path, refuse_existing
 from convert.gguf_output import GgufOutput
 from convert.journal import Journal, journal_path, load_journal
-from convert.plan import FilePlan, plan_file
+from convert.plan import FilePlan, TensorPlan, plan_file
 from convert.provenance import shard_paths
 from convert.recipe import find_recipe
 from convert.slice_encoder import Encoded, Job, encode_slice
@@ -88,7 +89,8 @@ def export_planned(
     filled up, partial files and journals stay, and the same call continues there.
     Raises OutputExistsError, DiskFullError, StaleOutputError where unfinished work is of another
     checkpoint or plan (forced, it is begun anew), GgufError where the disk gives back other bytes,
-    and CheckpointError for weights that are NaN, infinite or too large for a type.
+    CheckpointError for weights that are NaN, infinite or too large for a type, and NumericalError
+    for a tensor that its type spoils.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least 1 is needed")
@@ -106,7 +108,7 @@ def export_planned(
                 output.discard()
             source = _convert(checkpoint, outputs, n_threads, on_progress, force=True)
         _read_back(outputs, source, on_read_back)
-    except (CheckpointError, GgufError):
+    except (CheckpointError, NumericalError, GgufError):
         for output in outputs:
             output.discard()  # none of it is of any use
         raise
@@ -148,16 +150,15 @@ def needed_nbytes(plans: Sequence[FilePlan]) -> dict[Path, int]:
 
 
 def buffered_nbytes(plans: Sequence[FilePlan], slices: Sequence[Slice]) -> int:
-    """Bytes of the largest slice as it is read and as it is written, in all outputs."""
-    largest = max(slices, key=lambda piece: piece.nbytes)
-    n_rows = largest.stop - largest.start
-    types = [
-        tensor.quant_type
-        for plan in plans
-        for tensor in plan.tensors
-        if tensor.name == largest.info.name
-    ]
-    return largest.nbytes + n_rows * sum(row_nbytes(one, largest.n_in) for one in types)
+    """Most bytes of a slice as it is read and as it is written, in all outputs."""
+    firsts = {piece.info.name: piece for piece in slices if piece.start == 0}
+
+    def nbytes(tensors: tuple[TensorPlan, ...]) -> int:
+        piece = firsts[tensors[0].name]
+        encoded = sum(row_nbytes(tensor.quant_type, piece.n_in) for tensor in tensors)
+        return piece.nbytes + (piece.stop - piece.start) * encoded
+
+    return max(map(nbytes, zip(*(plan.tensors for plan in plans), strict=True)))
 
 
 def in_flight_limit(n_threads: int, nbytes: int) -> int:
@@ -188,10 +189,14 @@ def _convert(
         output.begin(force=force)
     slices = outputs[0].slices
     n_total, n_done = sum(piece.nbytes for piece in slices), 0
-    with closing(SourceReader(checkpoint)) as reader, _threads(1) as committing:
+    with (
+        closing(SourceReader(checkpoint)) as reader,
+        _threads(1) as committing,
+        closing(_encode_all(reader, outputs, n_threads)) as encoded_slices,
+    ):
         commit: Future[None] = committing.submit(_commit, [])
         last_commit_s = time.monotonic()
-        for piece, encoded in _encode_all(reader, outputs, n_threads):
+        for piece, encoded in encoded_slices:
             try:
                 _write(outputs, piece, encoded)
             except DiskFullError:
@@ -212,7 +217,7 @@ def _convert(
 
 def _encode_all(
     reader: SourceReader, outputs: Sequence[GgufOutput], n_threads: int
-) -> Iterator[tuple[Slice, Encoded]]:
+) -> Generator[tuple[Slice, Encoded]]:
     """Read and encode ahead, in threads, as far as memory allows; slices come in their order."""
     slices = outputs[0].slices
     plans = [output.plan for output in outputs]

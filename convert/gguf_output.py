@@ -8,7 +8,7 @@ from io import FileIO
 from typing import Literal
 
 from convert.encode import ByteArray, row_nbytes
-from convert.errors import QwqError, StaleOutputError
+from convert.errors import NumericalError, StaleOutputError
 from convert.files import disk_errors, partial_path, sync_folder
 from convert.journal import Journal, journal_path, load_journal
 from convert.plan import FilePlan, TensorPlan, aligned
@@ -72,7 +72,7 @@ class GgufOutput:
     def write(
         self, piece: Slice, blocks: ByteArray, error: TensorError, *, source: tuple[str, ...]
     ) -> None:
-        """Put the next slice at its place; raises QwqError for a tensor that its type spoils.
+        """Put the next slice at its place; raises NumericalError for a tensor that its type spoils.
 
         source: RawSlice.sha256_until of the slice.
         """
@@ -81,16 +81,18 @@ class GgufOutput:
             self._hash = hashlib.sha256()
             self._error = TensorError()
         start = piece.start * row_nbytes(tensor.quant_type, piece.n_in)
+        end = start + blocks.nbytes
+        is_complete = end == tensor.nbytes
         with disk_errors(self.plan.path):
             self._write_at(tensor, start, blocks.data)
+            if is_complete:
+                self._write_at(tensor, end, bytes(aligned(end) - end))
         self._hash.update(blocks.data)
         self._error += error
-        end = start + blocks.nbytes
-        if end == tensor.nbytes:
-            self._write_at(tensor, end, bytes(aligned(end) - end))
+        if is_complete:
             self._sha256[tensor.gguf_name] = self._hash.hexdigest()
             if problem := self._error.problem(tensor.quant_type):
-                raise QwqError(
+                raise NumericalError(
                     f"{tensor.name}: as {tensor.quant_type.name} it {problem}; "
                     "choose a type with more bits"
                 )

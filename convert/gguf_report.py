@@ -50,7 +50,8 @@ def show_plans(
 
 def show_estimate(console: "Console", estimate: Estimate) -> None:
     needed, free = estimate.disk_needed_nbytes, estimate.disk_free_nbytes
-    console.print(f"disk: {format_nbytes(needed)} needed, {format_nbytes(free)} free")
+    verdict = "" if needed <= free else ": too little"
+    console.print(f"disk: {format_nbytes(needed)} needed, {format_nbytes(free)} free{verdict}")
     console.print(f"memory: {format_nbytes(estimate.memory_nbytes)} at most")
     threads = "1 thread" if estimate.n_threads == 1 else f"{estimate.n_threads} threads"
     console.print(f"time: about {format_duration(estimate.duration_s)} on {threads}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convert.checkpoint import Checkpoint
-from convert.errors import CheckpointError, DiskFullError, OutputExistsError
+from convert.errors import CheckpointError, DiskFullError, NumericalError, OutputExistsError
 from convert.files import partial_path
 from convert.gguf_export import GgufResult, export_gguf, export_planned
 from convert.gguf_header import read_header
@@ -124,6 +124,18 @@ def test_weights_too_large_for_float16(tmp_path: Path) -> None:
             export(folder, recipe_name, tmp_path / "o.gguf")
     assert nothing_left(tmp_path / "o.gguf")
     export(folder, "BF16", tmp_path / "o.gguf")
+
+
+def test_a_tensor_that_its_type_spoils(tmp_path: Path) -> None:
+    """Weights too small for a block's float16 scale become zeros: named, and there is no file."""
+
+    def shrink(tensors: dict[str, Array]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"] *= 1e-9
+
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER, edit=shrink)
+    with pytest.raises(NumericalError, match=r"up_proj\.weight: as Q8_0 it differs .+ more bits"):
+        export(folder, "Q8_0", tmp_path / "o.gguf")
+    assert nothing_left(tmp_path / "o.gguf")
 
 
 def test_existing_output(tmp_path: Path, synthetic: Path) -> None:
