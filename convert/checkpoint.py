@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.errors import CheckpointError
-from convert.qwen2 import Qwen2Config, TensorSpec, is_ignorable, parse_config, tensor_specs
+from convert.qwen2 import (
+    EMBEDDINGS,
+    HEAD,
+    Qwen2Config,
+    TensorSpec,
+    is_ignorable,
+    parse_config,
+    tensor_specs,
+)
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -31,6 +39,8 @@ ITEM_NBYTES = {"BF16": 2, "F16": 2, "F32": 4}
 _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_LORA_NAME = re.compile(r"(^|\.)(lora_|base_layer\.|modules_to_save\.)")
 _WHAT_TO_DO = "download the checkpoint again"
 
 
@@ -78,6 +88,11 @@ class Checkpoint:
         """
         path = Path(path)
         config_path = path / "config.json"
+        adapter = next((name for name in _ADAPTER_FILES if (path / name).exists()), None)
+        if adapter is not None:
+            raise CheckpointError(
+                f"{path}: holds {adapter}, a LoRA adapter; merge it into its model, or move it away"
+            )
         if not config_path.is_file():
             raise CheckpointError(
                 f"{path}: holds no config.json, so it is no checkpoint; "
@@ -87,7 +102,13 @@ class Checkpoint:
         model = parse_config(config, str(config_path))
         tensors = _locate_tensors(path)
         _check_tensors(path, tensors, model)
-        return cls(path, config=config, model=model, tensors=tensors)
+        opened = cls(path, config=config, model=model, tensors=tensors)
+        try:
+            opened._check_tied_head()
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     @property
     def name(self) -> str:
@@ -130,6 +151,21 @@ class Checkpoint:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _check_tied_head(self) -> None:
+        """Where config.json ties the head, one that is stored anyway must be the embeddings."""
+        info = self.tensors.get(HEAD)
+        if info is None or not self.model.tied_embeddings:
+            return
+        embeddings = self.tensors[EMBEDDINGS]
+        n_rows = min(16, *info.shape[:1], embeddings.shape[0])
+        if info.shape != embeddings.shape or not np.array_equal(
+            self.rows(HEAD, 0, n_rows), self.rows(EMBEDDINGS, 0, n_rows)
+        ):
+            raise CheckpointError(
+                f"{info.path}: {HEAD} is not {EMBEDDINGS}, and config.json ties the two; "
+                "set tie_word_embeddings to false, or remove the head"
+            )
 
     def _read_bytes(self, info: TensorInfo, start: int, nbytes: int) -> npt.NDArray[np.uint8]:
         buffer = np.empty(nbytes, dtype=np.uint8)
@@ -269,8 +305,11 @@ def _locate_tensors(path: Path) -> dict[str, TensorInfo]:
     index_path = path / _INDEX_FILE
     if not index_path.is_file():
         if not (path / _SINGLE_FILE).is_file():
+            remedy = _WHAT_TO_DO
+            if any(path.glob("pytorch_model*.bin")):
+                remedy = "fetch it as safetensors: reading its *.bin files would run code in them"
             raise CheckpointError(
-                f"{path}: holds neither {_SINGLE_FILE} nor {_INDEX_FILE}; {_WHAT_TO_DO}"
+                f"{path}: holds neither {_SINGLE_FILE} nor {_INDEX_FILE}; {remedy}"
             )
         return {info.name: info for info in read_safetensors_header(path / _SINGLE_FILE)}
     weight_map = read_json_object(index_path).get("weight_map")
@@ -301,6 +340,12 @@ def _locate_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def _check_tensors(path: Path, tensors: dict[str, TensorInfo], model: Qwen2Config) -> None:
+    adapters = sorted(name for name in tensors if _LORA_NAME.search(name))
+    if adapters:
+        raise CheckpointError(
+            f"{path}: {len(adapters)} tensors are left over from a LoRA adapter "
+            f"({_first_names(adapters)}); merge it into the model first"
+        )
     specs: dict[str, TensorSpec] = {}
     for spec in tensor_specs(model):
         specs[spec.name] = spec
@@ -316,11 +361,14 @@ def _check_tensors(path: Path, tensors: dict[str, TensorInfo], model: Qwen2Confi
             )
     extra = sorted(name for name in tensors if name not in specs and not is_ignorable(name, model))
     if extra:
-        shown = ", ".join(extra[:3]) + (", ..." if len(extra) > 3 else "")
         raise CheckpointError(
             f"{path}: {len(extra)} tensors do not belong to {model.n_layers} Qwen2 layers "
-            f"({shown}); merge or remove them"
+            f"({_first_names(extra)}); remove them, or give the checkpoint they are of"
         )
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> Float32Array:

@@ -7,6 +7,8 @@ from typing import Any
 from convert.errors import CheckpointError
 
 ARCHITECTURE = "Qwen2ForCausalLM"
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 MAX_SIZE = 1 << 24
 """No size in a config.json is larger; it keeps products of hostile sizes small."""
 
@@ -108,19 +110,19 @@ def tensor_specs(config: Qwen2Config) -> Iterator[TensorSpec]:
         ("mlp.down_proj.weight", "ffn_down.weight", (hidden, inner)),
     )
     vocab_shape = (config.vocab_size, hidden)
-    yield TensorSpec("model.embed_tokens.weight", "token_embd.weight", vocab_shape, None)
+    yield TensorSpec(EMBEDDINGS, "token_embd.weight", vocab_shape, None)
     for layer in range(config.n_layers):
         for name, gguf_name, shape in layer_tensors:
             full_name, full_gguf_name = f"model.layers.{layer}.{name}", f"blk.{layer}.{gguf_name}"
             yield TensorSpec(full_name, full_gguf_name, shape, layer)
     yield TensorSpec("model.norm.weight", "output_norm.weight", (hidden,), None)
     if not config.tied_embeddings:
-        yield TensorSpec("lm_head.weight", "output.weight", vocab_shape, None)
+        yield TensorSpec(HEAD, "output.weight", vocab_shape, None)
 
 
 def is_ignorable(name: str, config: Qwen2Config) -> bool:
     """Tensors that a checkpoint may hold beside the model's: a table of rope, the tied head."""
-    tied_head = config.tied_embeddings and name == "lm_head.weight"
+    tied_head = config.tied_embeddings and name == HEAD
     return tied_head or name.endswith(".rotary_emb.inv_freq")
 
 

@@ -60,6 +60,15 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
 
     Checkpoint.open(write_checkpoint(tmp_path / "d", config=tied, edit=add_head)).close()
 
+    def add_another_head(tensors: dict[str, Array]) -> None:
+        tensors["lm_head.weight"] = tensors[EMBEDDING] * np.float32(2)
+
+    another = write_checkpoint(tmp_path / "e", config=tied, edit=add_another_head)
+    with pytest.raises(
+        CheckpointError, match=r"lm_head\.weight is not model\.embed_tokens"
+    ):
+        Checkpoint.open(another)
+
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     table = json.loads(path.read_text())
@@ -80,7 +89,20 @@ def transpose_down(tensors: dict[str, Array]) -> None:
 
 
 def add_lora(tensors: dict[str, Array]) -> None:
-    tensors["base_model.model.layers.0.q_proj.lora_A.weight"] = np.zeros((4, 256), np.float32)
+    for part, shape in (("A", (4, 256)), ("B", (256, 4))):
+        name = f"model.layers.0.self_attn.q_proj.lora_{part}.default.weight"
+        tensors[name] = np.zeros(shape, np.float32)
+
+
+def wrap_in_an_adapter(tensors: dict[str, Array]) -> None:
+    """As peft saves a model that was never merged: all names change, some gain a base_layer."""
+    for name in list(tensors):
+        wrapped = f"base_model.model.{name}".replace("q_proj.", "q_proj.base_layer.")
+        tensors[wrapped] = tensors.pop(name)
+
+
+def add_layer(tensors: dict[str, Array]) -> None:
+    tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((512, 256), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +111,12 @@ def add_lora(tensors: dict[str, Array]) -> None:
         (drop("model.norm.weight"), r"model\.norm\.weight is missing, of shape \[256\]; "),
         (drop("lm_head.weight"), r"lm_head\.weight is missing, of shape \[320, 256\]; "),
         (transpose_down, r"down_proj\.weight has shape \[512, 256\] .+ \[256, 512\]; "),
-        (add_lora, r"1 tensors do not belong to 1 Qwen2 layers \(base_model.+lora_A\.weight\); "),
+        (add_lora, r"2 tensors are left over from a LoRA adapter \(.+lora_A\.default.+, .+lora_B"),
+        (
+            wrap_in_an_adapter,
+            r"2 tensors are left over .+base_layer\.bias.+; merge it into",
+        ),
+        (add_layer, r"1 tensors do not belong to 1 Qwen2 layers \(model\.layers\.1\..+\); remove "),
     ],
 )
 def test_tensors_that_do_not_fit(
@@ -167,6 +194,19 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors nor model\.safe"):
         Checkpoint.open(tmp_path)
+
+
+def test_what_lies_in_the_folder(small: Path) -> None:
+    """A LoRA adapter is no model, nor is it left out in silence; *.bin files are not read."""
+    (small / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds adapter_config\.json, a LoRA adapter; merge"):
+        Checkpoint.open(small)
+    (small / "adapter_config.json").unlink()
+    for path in [*small.glob("*.safetensors"), small / "model.safetensors.index.json"]:
+        path.unlink()
+    (small / "pytorch_model-00001-of-00002.bin").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"holds neither .+; fetch it as safetensors: "):
+        Checkpoint.open(small)
 
 
 @pytest.mark.parametrize(
