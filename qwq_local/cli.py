@@ -6,7 +6,7 @@ import logging
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from typer.exceptions import TyperException
@@ -28,6 +28,9 @@ class Elsewhere(NamedTuple):
 
 
 COMMANDS_ELSEWHERE = {
+    "serve": Elsewhere(
+        "qwq_local.server.cli", "app", "Serve a model to programs that speak OpenAI's interface."
+    ),
     "quantize": Elsewhere(
         "quant_eval.cli",
         "quantize_app",
@@ -71,6 +74,10 @@ Context = Annotated[
     typer.Option(help="Tokens for prompt and reply (default: by the model and the memory)."),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads (default: by the cores and the model).")]
+KvType = Annotated[
+    Literal["f16", "q8_0"],
+    typer.Option(help="What a GGUF file's kv_cache is stored in; q8_0 takes half."),
+]
 _SAMPLER = "Sampling (default: the model's own)"
 Temperature = Annotated[
     float | None, typer.Option(help="0 always takes the likeliest.", rich_help_panel=_SAMPLER)
@@ -118,6 +125,7 @@ def ask(
     max_tokens: MaxTokens = None,
     context: Context = None,
     threads: Threads = None,
+    kv_type: KvType = "f16",
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -135,7 +143,7 @@ def ask(
     from qwq_local.terminal import print_reply
 
     text = _with_piped(prompt)
-    with _open(model, context, threads, quiet=quiet or as_json, verbose=verbose) as qwq:
+    with _open(model, context, threads, kv_type, quiet=quiet or as_json, verbose=verbose) as qwq:
         sampling = _changed(
             qwq.sampling,
             temperature=temperature,
@@ -161,6 +169,7 @@ def chat(
     seed: Seed = None,
     context: Context = None,
     threads: Threads = None,
+    kv_type: KvType = "f16",
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -172,7 +181,7 @@ def chat(
     """Converse; Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
     from qwq_local import terminal
 
-    with _open(model, context, threads, quiet=False, verbose=verbose) as qwq:
+    with _open(model, context, threads, kv_type, quiet=False, verbose=verbose) as qwq:
         sampling = _changed(
             qwq.sampling,
             temperature=temperature,
@@ -183,6 +192,43 @@ def chat(
             presence_penalty=presence_penalty,
         )
         terminal.chat(qwq, system=system, sampling=sampling, seed=seed)
+
+
+@app.command()
+def plan(
+    model: Annotated[Path, typer.Argument(help="A GGUF file, or a folder that holds one.")],
+    *,
+    context: Context = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show what a GGUF file would take of each device's memory, without loading it."""
+    from convert.files import format_nbytes
+    from convert.gguf_header import read_header
+    from qwq_local.engine import EngineSettings
+    from qwq_local.engines.gguf import KV_TYPES, plan_gguf
+    from qwq_local.find import find_model
+
+    found = find_model(model)
+    if found.kind != "gguf":
+        raise UsageError(f"{found.path}: is no GGUF file; give one, or a folder that holds one")
+    header = read_header(found.path)
+    settings = EngineSettings(context)
+    plans = [plan_gguf(found.path, header, settings, kv_type=kv_type) for kv_type in KV_TYPES]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(p) | {"fits": p.fits} for p in plans], indent=2))
+        return
+    for memory in plans:
+        verdict = "fits" if memory.fits else "does not fit"
+        typer.echo(
+            f"{memory.context:,} tokens, kv_cache in {memory.kv_type}, batches of {memory.batch}, "
+            f"{memory.n_gpu_layers} layers on GPUs: {verdict}"
+        )
+        for share in memory.shares:
+            typer.echo(
+                f"  {share.device.name}: weights {format_nbytes(share.weights_nbytes)}, kv_cache "
+                f"{format_nbytes(share.kv_nbytes)}, compute {format_nbytes(share.compute_nbytes)}; "
+                f"{format_nbytes(share.device.free_nbytes)} are free"
+            )
 
 
 def _mount(name: str, place: Elsewhere) -> None:
@@ -227,7 +273,13 @@ def main() -> None:
 
 
 def _open(
-    model: str | None, context: int | None, threads: int | None, *, quiet: bool, verbose: bool
+    model: str | None,
+    context: int | None,
+    threads: int | None,
+    kv_type: Literal["f16", "q8_0"],
+    *,
+    quiet: bool,
+    verbose: bool,
 ) -> "QwQ":
     from qwq_local.find import newest_model
     from qwq_local.model import QwQ
@@ -237,7 +289,7 @@ def _open(
         logging.basicConfig(format="%(message)s")
         logging.getLogger("qwq_local").setLevel(logging.DEBUG)
     path = newest_model().path if model is None else Path(model)
-    qwq = QwQ.open(path, context=context, threads=threads)
+    qwq = QwQ.open(path, context=context, threads=threads, kv_type=kv_type)
     if not quiet and qwq.path != Path(model or ""):
         note(f"using {qwq.path}")
     return qwq

@@ -1,6 +1,7 @@
 """GGUF files through llama.cpp's C interface, as llama-cpp-python binds it."""
 
 import ctypes
+import dataclasses
 import json
 import logging
 import re
@@ -20,13 +21,22 @@ from convert.errors import GgufError, QwqError, UsageError
 from convert.gguf_header import GgufHeader
 from qwq_local.chat_template import any_of
 from qwq_local.engine import EngineSettings, KvType, OnProgress
-from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler
+from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler, n_logits_rows
 from qwq_local.memory import choose_context, choose_threads
+from qwq_local.memory_plan import (
+    KV_NBYTES,
+    MemoryPlan,
+    ModelSizes,
+    check_fits,
+    find_devices,
+    plan_memory,
+)
 from qwq_local.rope import Yarn, longest_context, plan_rope
 from qwq_local.sampling import Sampling
 
 ARCHITECTURE = "qwen2"
-KV_NBYTES: dict[KvType, float] = {"f16": 2, "q8_0": 34 / 32}
+KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0")
+_SMALLEST_CONTEXT = 1024
 _GGML_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8}
 _ROPE_NATIVE, _ROPE_YARN = 0, 2  # llama_rope_scaling_type
 _FLASH_ATTENTION = 1  # llama_flash_attn_type
@@ -60,24 +70,19 @@ class GgufEngine(EngineLoop):
         *,
         on_progress: OnProgress | None = None,
     ) -> None:
-        sizes = _sizes(path, header)
-        n_context = choose_context(
-            settings.context,
-            n_possible=longest_context(settings.rope, sizes["context_length"]),
-            kv_nbytes_per_token=_kv_nbytes_per_token(sizes, settings.kv_type),
-            weights_nbytes=header.file_nbytes - header.data_offset,
-        )
+        self._llama = _library()
+        self.memory_plan = plan_gguf(path, header, settings)
+        check_fits(self.memory_plan, plan_alternatives(path, header, settings), path)
         n_weights = sum(prod(tensor.shape) for tensor in header.tensors.values())
         self._path = path
         self._kv_type: KvType = settings.kv_type
         self._n_threads = choose_threads(settings.threads, n_weights=n_weights)
-        self._llama = _library()
         self._model = self._load_model(on_progress)
         self._context: Any = None
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         super().__init__(
             vocab_size=self._llama.llama_vocab_n_tokens(self._vocab),
-            rope_plan=plan_rope(settings.rope, n_context),
+            rope_plan=plan_rope(settings.rope, self.memory_plan.context),
         )
         try:
             self._set_rope(self._rope)
@@ -134,6 +139,7 @@ class GgufEngine(EngineLoop):
 
     def _load_model(self, on_progress: OnProgress | None) -> Any:
         params = self._llama.llama_model_default_params()
+        params.n_gpu_layers = self.memory_plan.n_gpu_layers
 
         @self._llama.llama_progress_callback  # type: ignore[untyped-decorator]
         def report(fraction: float, _user_data: object) -> bool:
@@ -365,10 +371,49 @@ def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
     return sizes
 
 
-def _kv_nbytes_per_token(sizes: dict[str, int], kv_type: KvType) -> int:
-    head_dim = sizes["embedding_length"] // sizes["attention.head_count"]
-    n_values = 2 * sizes["block_count"] * sizes["attention.head_count_kv"] * head_dim
-    return round(n_values * KV_NBYTES[kv_type])
+def plan_gguf(
+    path: Path, header: GgufHeader, settings: EngineSettings, *, kv_type: KvType | None = None
+) -> MemoryPlan:
+    """What loading the file would take, whether it fits or not. kv_type: instead of settings'."""
+    numbers = _sizes(path, header)
+    head_dim = numbers["embedding_length"] // numbers["attention.head_count"]
+    vocab = header.metadata.get("tokenizer.ggml.tokens")
+    feed_forward = header.metadata.get(f"{ARCHITECTURE}.feed_forward_length")
+    sizes = ModelSizes(
+        weights_nbytes=header.file_nbytes - header.data_offset,
+        n_layers=numbers["block_count"],
+        n_kv_values=2 * numbers["attention.head_count_kv"] * head_dim,
+        embedding_length=numbers["embedding_length"],
+        feed_forward_length=feed_forward if isinstance(feed_forward, int) else 0,
+        vocab_size=len(vocab) if isinstance(vocab, list) else 0,
+    )
+    kv_type = settings.kv_type if kv_type is None else kv_type
+    n_context = choose_context(
+        settings.context,
+        n_possible=longest_context(settings.rope, numbers["context_length"]),
+        kv_nbytes_per_token=round(sizes.n_layers * sizes.n_kv_values * KV_NBYTES[kv_type]),
+        weights_nbytes=sizes.weights_nbytes,
+    )
+    return plan_memory(
+        sizes,
+        find_devices(_library()),
+        context=n_context,
+        kv_type=kv_type,
+        batch=PREFILL_BATCH,
+        n_logits_rows=n_logits_rows(max(1, sizes.vocab_size)),
+    )
+
+
+def plan_alternatives(
+    path: Path, header: GgufHeader, settings: EngineSettings
+) -> Iterator[MemoryPlan]:
+    """Smaller ways to load the file, the least painful first."""
+    context = plan_gguf(path, header, settings).context
+    while context >= _SMALLEST_CONTEXT:
+        smaller = dataclasses.replace(settings, context=context)
+        for kv_type in KV_TYPES:
+            yield plan_gguf(path, header, smaller, kv_type=kv_type)
+        context //= 2
 
 
 @cache

@@ -49,8 +49,7 @@ class EngineLoop(ABC):
     def __init__(self, *, vocab_size: int, rope_plan: RopePlan) -> None:
         self.vocab_size = vocab_size
         self.rope_plan = rope_plan
-        n_rows = min(PREFILL_BATCH, MAX_LOGITS_IN_CHUNK // vocab_size)
-        self.n_logits_rows = max(REUSE_UNIT, n_rows // REUSE_UNIT * REUSE_UNIT)
+        self.n_logits_rows = n_logits_rows(vocab_size)
         self._lock = threading.Lock()
         self._rope = rope_plan.rope_for(1)
         self._sequence: list[int] = []  # the kv_cache holds its first _n_filled ids,
@@ -183,6 +182,11 @@ class EngineLoop(ABC):
         end = min(self._n_filled + PREFILL_BATCH, stop)
         self._feed(self._sequence[self._n_filled : end], all_logits=False)
         self._n_filled = self._n_reusable = end
+
+
+def n_logits_rows(vocab_size: int) -> int:
+    """How many positions' logits are computed at a time where all are wanted."""
+    return max(REUSE_UNIT, _whole_units(min(PREFILL_BATCH, MAX_LOGITS_IN_CHUNK // vocab_size)))
 
 
 def _whole_units(n: int) -> int:
