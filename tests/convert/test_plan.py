@@ -185,29 +185,20 @@ def write_wide_checkpoint(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("types", "limit_gib"), [(("Q8_0",), 1.5), (("Q8_0", "BF16", "Q4_0"), 2.0)]
-)
-def test_memory_with_the_embeddings_of_qwq(
-    tmp_path: Path, types: tuple[str, ...], limit_gib: float
-) -> None:
-    """A whole process with 16 threads stays below the limit, and below its own estimate."""
+def test_memory_with_the_embeddings_of_qwq(tmp_path: Path) -> None:
+    """A whole process with 16 threads and one output stays below 1.5 GiB and its own estimate."""
     folder = write_wide_checkpoint(tmp_path / "wide")
-    paths = [tmp_path / f"{name}.gguf" for name in types]
+    path = tmp_path / "o.gguf"
     with Checkpoint.open(folder) as checkpoint:
-        plans = [
-            plan_file(checkpoint, RECIPES[name], path)
-            for name, path in zip(types, paths, strict=True)
-        ]
+        plans = [plan_file(checkpoint, RECIPES["Q8_0"], path)]
         estimate = estimate_export(checkpoint, plans, n_threads=16, patience=0.0)
     program = "import sys; from qwq_local.cli import main; sys.argv[0] = 'qwq'; main()"
-    options = [option for name in types for option in ("--type", name)]
-    command = [sys.executable, "-c", program, "convert", "gguf", str(folder), *options]
-    command += ["-o", str(tmp_path), "--threads", "16", "-q"]
+    command = [sys.executable, "-c", program, "convert", "gguf", str(folder), "--type", "Q8_0"]
+    command += ["-o", str(path), "--threads", "16", "-q"]
     child = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = status  # it is waited for already
     assert status == 0
     peak_nbytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    assert peak_nbytes < limit_gib * 2**30
+    assert peak_nbytes < 1.5 * 2**30
     assert peak_nbytes < estimate.memory_nbytes
