@@ -20,6 +20,7 @@ from convert.source_reader import RawSlice, Slice, cut_into_slices
 PROBE_S = 10.0
 """What the probe takes at most, beside its first step."""
 
+_WORTH_PROBING_S = 0.1
 _PROGRAM_NBYTES = 150_000_000
 _NUMBA_NBYTES = 150_000_000
 _NBYTES_PER_TOKEN = 1_500
@@ -90,12 +91,12 @@ def _duration_s(
     with ThreadPoolExecutor(n_threads) as pool:
         for kind in [*kinds, *kinds]:  # twice, since the first time loads the encoders
             _probe(kind, pool, 1, at_least_s=0.0)
-        alone_s = sum(kind.duration_s for kind in kinds) / n_threads
-        budget_s = min(PROBE_S, patience * alone_s)
-        if budget_s > 0.1:
+        encoding_s = sum(kind.duration_s for kind in kinds) / n_threads
+        budget_s = min(PROBE_S, patience * encoding_s)
+        if budget_s > _WORTH_PROBING_S:
             for kind in kinds:
                 _probe(kind, pool, n_threads, at_least_s=budget_s / len(kinds))
-    encoding_s = sum(kind.duration_s for kind in kinds)
+            encoding_s = sum(kind.duration_s for kind in kinds)
     data = bytes(_HASHED_NBYTES)
     start_s = time.perf_counter()
     hashlib.sha256(data)
