@@ -322,8 +322,8 @@ def _export(
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as progress:
-        converting = progress.add_task("converting")
-        reading_back = progress.add_task("reading back", visible=False)
+        converting = progress.add_task("converting", total=None)
+        reading_back = progress.add_task("reading back", total=None, visible=False)
 
         def show(n_done: int, n_total: int) -> None:
             progress.update(converting, completed=n_done, total=n_total)
