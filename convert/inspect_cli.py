@@ -50,9 +50,11 @@ def _show(model: GgufModel) -> None:
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     n_parts = f", {len(model.parts)} parts" if len(model.parts) > 1 else ""
+    bits = bits_per_weight(model)
+    density = "" if bits is None else f", {bits:.2f} bits per weight"
     console.print(
-        f"{model.path}: {format_nbytes(model.nbytes)}{n_parts}, {len(model.tensors)} tensors, "
-        f"{bits_per_weight(model):.2f} bits per weight\n"
+        f"{model.path}: {format_nbytes(model.nbytes)}{n_parts}, {len(model.tensors)} tensors"
+        f"{density}\n"
     )
     shares = Table("type", "tensors", "weights", "size", "bits per weight", box=None)
     for share in type_shares(model):
@@ -90,10 +92,11 @@ def _document(model: GgufModel) -> dict[str, object]:
         warnings_of,
     )
 
+    bits = bits_per_weight(model)
     return {
         "files": [str(part.path) for part in model.parts],
         "nbytes": model.nbytes,
-        "bits_per_weight": round(bits_per_weight(model), 4),
+        "bits_per_weight": None if bits is None else round(bits, 4),
         "types": [
             {
                 "type": share.quant_type.name,

@@ -53,8 +53,11 @@ def type_shares(model: GgufModel) -> list[TypeShare]:
     return sorted(shares, key=lambda share: -share.nbytes)
 
 
-def bits_per_weight(model: GgufModel) -> float:
+def bits_per_weight(model: GgufModel) -> float | None:
+    """Over all tensors; None for a file without any, such as a vocabulary alone."""
     shares = type_shares(model)
+    if not shares:
+        return None
     return 8 * sum(share.nbytes for share in shares) / sum(share.n_weights for share in shares)
 
 

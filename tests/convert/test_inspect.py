@@ -7,12 +7,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from convert.checkpoint import Checkpoint
+from convert.errors import GgufError
 from convert.gguf_export import export_gguf
 from convert.gguf_header import read_header
 from convert.gguf_parts import read_model
-from convert.inspection import printable, types_by_layer, warnings_of
+from convert.inspection import json_value, printable, shown_value, types_by_layer, warnings_of
+from convert.verify import verify_model
 from qwq_local.cli import main
 from tests.synthetic import CHAT_TEMPLATE, write_checkpoint
 
@@ -231,6 +235,45 @@ def test_a_missing_layer_and_missing_tokens(tmp_path: Path) -> None:
     }
     (found,) = warnings_of(read_model(described_file(tmp_path / "y.gguf", fewer)))
     assert "it has 4 tokens and 5 rows of embeddings" in found
+
+
+def test_a_vocabulary_alone(qwq: Qwq, tmp_path: Path) -> None:
+    """A file without tensors has no bits per weight, and says that it lacks its layers."""
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen2")
+    writer.add_block_count(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    code, out, _err = qwq("inspect", tmp_path / "x.gguf")
+    assert code == 0
+    assert "0 tensors\n" in out
+    assert "warning: it holds no tensors of its 2 layers" in out
+    document = json.loads(qwq("inspect", tmp_path / "x.gguf", "--json")[1])
+    assert document["bits_per_weight"] is None
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_damage(tmp_path: Path, data: st.DataObject) -> None:
+    """Any bytes changed anywhere: all is shown, verified and written as JSON, or a GgufError."""
+    sound = described_file(tmp_path / "sound.gguf", SOUND | YARN).read_bytes()
+    mutated = bytearray(sound)
+    for _ in range(data.draw(st.integers(1, 6))):
+        where = data.draw(st.integers(0, len(sound) - 1))
+        mutated[where] = data.draw(st.sampled_from([0, 1, 2, 5, 8, 9, 127, 255]))
+    path = tmp_path / "mutated.gguf"
+    path.write_bytes(mutated)
+    try:
+        model = read_model(path)
+        warnings_of(model)
+        types_by_layer(model)
+        shown = [shown_value(value) for value in model.metadata.values()]
+        assert all(text.isprintable() for text in shown)
+        json.dumps([json_value(value) for value in model.metadata.values()], allow_nan=False)
+        list(verify_model(path, threads=1))
+    except GgufError:
+        pass
 
 
 def test_text_that_a_terminal_would_obey(qwq: Qwq, tmp_path: Path) -> None:

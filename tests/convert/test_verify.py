@@ -92,6 +92,36 @@ def test_a_sound_file(tmp_path: Path, source: Path, files: dict[str, bytes], nam
     assert not [check.message for check in checks_of(path) if check.problem]
 
 
+@pytest.mark.parametrize("dtype", ["F16", "F32"])
+def test_sources_of_other_dtypes(tmp_path: Path, dtype: str) -> None:
+    """What a float16 or float32 checkpoint loses in BF16 is within BF16's limit, in F32 it is 0."""
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER, dtype=dtype, n_shards=2)
+    for name in ("F32", "F16", "BF16", "Q6_K"):
+        path = tmp_path / f"{name}.gguf"
+        with Checkpoint.open(folder) as checkpoint:
+            export_gguf(checkpoint, name, path)
+        checks = checks_of(path, folder)
+        assert not [check.message for check in checks if check.problem]
+        exact = {check.error.relative == 0 for check in checks if check.error is not None}
+        assert exact == {True} or name != "F32"
+
+
+def test_one_file_or_shards_are_one_model(tmp_path: Path) -> None:
+    """The same weights in one file and in three shards give tensors of the same bytes."""
+    hashes = []
+    for n_shards in (1, 3):
+        folder = write_checkpoint(tmp_path / f"c{n_shards}", config=ONE_LAYER, n_shards=n_shards)
+        path = tmp_path / f"{n_shards}.gguf"
+        with Checkpoint.open(folder) as checkpoint:
+            export_gguf(checkpoint, "Q4_K_M", path)
+        hashes.append({check.tensor.name: check.sha256 for check in checks_of(path, folder)})
+        sources = read_header(path).metadata["qwq.source.sha256"]
+        assert isinstance(sources, list)
+        shards = sorted(folder.glob("*.safetensors"))
+        assert sources == [hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards]
+    assert hashes[0] == hashes[1]
+
+
 def zero(part: bytearray) -> None:
     part[:] = bytes(len(part))
 
