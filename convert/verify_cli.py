@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convert.errors import GgufError
+from convert.errors import GgufError, QwqError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     epilog="Example: qwq verify models/QwQ-32B/QwQ-32B-Q4_K_M.gguf --source models/QwQ-32B"
 )
 def verify(
-    file: Annotated[Path, typer.Argument(help="GGUF file; of several parts the first.")],
+    file: Annotated[
+        Path, typer.Argument(help="GGUF file, of several parts the first; or a GPTQ folder.")
+    ],
     *,
     source: Annotated[
         Path | None,
@@ -43,7 +45,8 @@ def verify(
 
     Checked are the header, that every weight is a number, and the file's own list of hashes where
     it has one. With --source also that each tensor is as near to the checkpoint's as its type can
-    be, and that sizes, tokens and template are the checkpoint's.
+    be, and that sizes, tokens and template are the checkpoint's. Of a GPTQ folder every matrix is
+    unpacked and held against the checkpoint's.
     """
     from rich.console import Console
 
@@ -53,6 +56,9 @@ def verify(
     from convert.verify import listed_hashes
 
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
+    if file.is_dir():
+        _verify_folder(file, source, console, as_json=as_json)
+        return
     model = read_model(file)
     with Checkpoint.open(source) if source is not None else nullcontext() as opened:
         differences = metadata_differences(model, opened) if opened is not None else []
@@ -70,6 +76,32 @@ def verify(
             console.print(f"note: {one.key} {one.words}", soft_wrap=True)
     if wrong:
         raise GgufError(wrong[0])
+
+
+def _verify_folder(folder: Path, source: Path | None, console: Console, *, as_json: bool) -> None:
+    from convert.checkpoint import Checkpoint
+    from convert.gptq_folder import check_gptq, open_gptq
+
+    gptq = open_gptq(folder)
+    with Checkpoint.open(source) if source is not None else nullcontext() as opened:
+        checks = list(check_gptq(gptq, opened))
+    wrong = [f"{folder}: {one.name} {one.problem}; {_REMEDY}" for one in checks if one.problem]
+    errors = {one.name: one.relative_error for one in checks if one.relative_error is not None}
+    if as_json:
+        document = {"sound": not wrong, "bits": gptq.bits, "relative_errors": errors}
+        typer.echo(json.dumps(document, indent=2))
+    elif not wrong:
+        largest = max(errors, key=errors.__getitem__, default=None)
+        found = (
+            "no --source was given: errors were not measured"
+            if largest is None
+            else f"the largest error is {errors[largest]:.1%}, in {largest}"
+        )
+        typer.echo(f"{folder}: sound, {len(checks)} matrices of {gptq.bits} bits; {found}")
+    for message in wrong[1:]:
+        console.print(f"also {message}", soft_wrap=True)
+    if wrong:
+        raise QwqError(wrong[0])
 
 
 def _run(
