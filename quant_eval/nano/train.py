@@ -38,7 +38,7 @@ TOKENS_PER_STEP_AND_LAYER = 512
 POOL = 512  # problems sorted by length at a time, so that little is padding
 CURRICULUM_TOKENS = 500_000  # after these, problems of the full range
 N_FIRST_LAYERS = 2  # training starts shallow, at three times the speed, and doubles twice
-GROWTH_SHARES = {2: 0.7, 4: 0.9}  # of the tokens, after which a model of so many layers grows
+GROWTH_SHARES = {2: 0.65, 4: 0.95}  # of the tokens, after which a model of so many layers grows
 MUON_LR, ADAM_LR = 0.015, 2e-3  # fall to zero in a straight line
 WARMUP_STEPS = 50
 
