@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "gptq,eval,dev"
+EXTRAS = "gptq,eval,web,dev"
 BUILD_TOOLS = ("scikit-build-core", "cmake", "ninja")  # of llama-cpp-python's isolated build
 
 # Versions that others cannot follow: newer ones exist, and resolving alone would take them.

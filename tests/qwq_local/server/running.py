@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from openai import OpenAI
@@ -37,7 +38,8 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def openai(self, key: str = "any") -> OpenAI:
+    def openai(self, key: str = "any") -> Any:
+        """A client; Any, since its overloads take no messages that come from a variable."""
         return OpenAI(api_key=key, base_url=f"{self.url}/v1", max_retries=0, timeout=60)
 
     def wait(self, condition: Callable[[], bool]) -> None:
@@ -65,7 +67,10 @@ def running(
     room = EngineRoom(open_model, n_waiting=n_waiting, on_done=metrics.add)
     settings = ServerSettings("nano-qwq", access or Access(), reasoning)
     config = uvicorn.Config(
-        create_app(room, settings, metrics), log_level="warning", ws="none", lifespan="on"
+        create_app(room, settings, metrics),
+        log_level="warning",
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     with Listening(port=0).bind() as listener, OneThread(server, listener):

@@ -1,0 +1,258 @@
+"""The queue, clients that leave, engines that die, the end."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import openai
+import pytest
+
+from qwq_local import EngineError, QwQ, QwqError
+from qwq_local.engine import Generation
+from qwq_local.server.app import ServerSettings
+from qwq_local.server.engine_room import EngineRoom
+from qwq_local.server.guard import Access
+from qwq_local.server.serving import Listening, serve
+from tests.fakes import FakeEngine
+from tests.qwq_local.server.running import QUESTION, THOUGHT, Running, fake_qwq, running
+
+
+class Held(FakeEngine):
+    """Thinks of nothing in particular until it is let go, or told something."""
+
+    def __init__(self, *replies: str) -> None:
+        super().__init__(*replies)
+        self.go = threading.Event()
+        self.n_ended = 0
+
+    def generate(self, ids: Sequence[int], **options: Any) -> Generation:
+        letters = random.Random(0)
+        try:
+            while not self.go.wait(0.01):
+                change = yield letters.randrange(97, 123)
+                if change is not None:
+                    self.changes.append(change)
+                    self.go.set()
+            yield from super().generate(ids, **options)
+        finally:
+            self.n_ended += 1
+
+
+class Mortal(FakeEngine):
+    """Fails in its first reply, after a token."""
+
+    def __init__(self, error: Exception, *replies: str) -> None:
+        super().__init__(*replies)
+        self._error = error
+
+    def generate(self, ids: Sequence[int], **options: Any) -> Generation:
+        if not self.prompts:
+            self.prompts.append(list(ids))
+            yield ord("x")
+            raise self._error
+        yield from super().generate(ids, **options)
+
+
+@contextlib.contextmanager
+def asking(server: Running, key: str = "a", **body: Any) -> Iterator[http.client.HTTPConnection]:
+    """A request that is sent, and whose answer may be read."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    data = json.dumps({"messages": QUESTION} | body)
+    connection.request("POST", "/v1/chat/completions", data, headers)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def answer(connection: http.client.HTTPConnection) -> tuple[int, dict[str, Any]]:
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def get(server: Running, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    status, text = response.status, response.read().decode()
+    connection.close()
+    return status, text
+
+
+def test_one_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
+    engine = Held(THOUGHT, THOUGHT)
+    with (
+        running(lambda: fake_qwq(engine=engine), n_waiting=1) as server,
+        asking(server) as first,
+    ):
+        server.wait(lambda: server.room.n_running == 1)
+        with asking(server) as second:
+            server.wait(lambda: server.room.n_waiting == 1)
+            with asking(server) as third:
+                response = third.getresponse()
+                assert response.status == 429
+                assert int(response.headers["Retry-After"]) > 0
+                assert json.loads(response.read())["error"]["code"] == "queue_full"
+            text = get(server, "/metrics")[1]
+            assert "qwq_requests_waiting 1\n" in text
+            assert "qwq_requests_running 1\n" in text
+            engine.go.set()
+            assert answer(first)[0] == answer(second)[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_place(*, stream: bool) -> None:
+    """While its reply is made, and while it waits."""
+    engine = Held(THOUGHT)
+    with running(lambda: fake_qwq(engine=engine)) as server:
+        with asking(server, stream=stream):
+            server.wait(lambda: server.room.n_running == 1)
+            with asking(server, stream=stream):
+                server.wait(lambda: server.room.n_waiting == 1)
+            server.wait(lambda: server.room.n_waiting == 0)
+            assert engine.n_ended == 0
+        server.wait(lambda: server.room.n_running == 0)
+        assert engine.n_ended == 1
+        engine.go.set()
+        with asking(server) as next_one:
+            status, reply = answer(next_one)
+    assert status == 200
+    assert reply["choices"][0]["message"]["content"] == "9.9 is larger."
+    assert len(engine.prompts) == 1
+
+
+def test_clients_take_turns() -> None:
+    """One client's many requests do not keep another's waiting."""
+    order: list[str] = []
+
+    async def ask_all() -> None:
+        room = EngineRoom(lambda: fake_qwq(*[THOUGHT] * 5))
+        jobs = []
+        for name in ("a1", "a2", "a3", "b1", "b2"):
+
+            def ask(qwq: QwQ, name: str = name) -> Any:
+                order.append(name)
+                return qwq.reply(QUESTION)
+
+            jobs.append(room.submit(ask, name[0]))
+        room.start()
+        for job in jobs:
+            while not job.ended:
+                await job.next()
+        room.close()
+
+    asyncio.run(ask_all())
+    assert order == ["a1", "b1", "a2", "b2", "a3"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_engine_is_replaced(*, stream: bool) -> None:
+    """Its reply ends with an error, health says so, and the next reply is there."""
+    engine = Mortal(EngineError("process 1: it died; ask again"), "Hi", THOUGHT)
+    with running(lambda: fake_qwq(engine=engine)) as server:
+        client = server.openai().chat.completions
+        with pytest.raises(openai.APIError, match="it died") as caught:
+            list(client.create(model="x", messages=QUESTION, stream=stream))
+        assert caught.value.code == "engine_died"
+        server.wait(lambda: server.room.state == "ready")
+        assert client.create(model="x", messages=QUESTION).choices[0].message.content
+        assert "qwq_requests_total 1\n" in get(server, "/metrics")[1]
+
+
+def test_an_engine_that_stays_dead_is_seen() -> None:
+    class Dead(FakeEngine):
+        def generate(self, ids: Sequence[int], **options: Any) -> Generation:
+            raise EngineError("process 1: it died; ask again")
+            yield
+
+    with running(lambda: fake_qwq(engine=Dead())) as server:
+        assert get(server, "/health") == (200, '{"status":"ready"}')
+        with asking(server) as request:
+            assert answer(request)[0] == 503
+        assert get(server, "/health") == (503, '{"status":"down"}')
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_one_reply_is_not_the_end_of_all() -> None:
+    """The reply's client is told, and the thread that makes replies has a successor."""
+    engine = Mortal(ZeroDivisionError(), THOUGHT)
+    with running(lambda: fake_qwq(engine=engine)) as server:
+        with asking(server) as request:
+            status, reply = answer(request)
+        assert (status, reply["error"]["type"]) == (503, "server_error")
+        with asking(server) as request:
+            assert answer(request)[0] == 200
+
+
+def test_it_says_that_it_loads() -> None:
+    go = threading.Event()
+
+    def open_model() -> QwQ:
+        go.wait(30)
+        return fake_qwq(THOUGHT)
+
+    with running(open_model, until_ready=False) as server:
+        assert get(server, "/health") == (503, '{"status":"loading"}')
+        with asking(server) as request:
+            status, reply = answer(request)
+            assert (status, reply["error"]["code"]) == (503, "model_loading")
+        go.set()
+        server.wait(lambda: get(server, "/health")[0] == 200)
+
+
+def test_a_model_that_cannot_be_opened_ends_the_server() -> None:
+    """With the reason, as any other command."""
+
+    def open_model() -> QwQ:
+        raise QwqError("x.gguf: is no model; give one")
+
+    with pytest.raises(QwqError, match="is no model"):
+        serve(open_model, ServerSettings("x", Access()), Listening(port=0))
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "said"),
+    [("answer-now", {}, "time is limited"), ("steer", {"hint": "in German"}, "in German")],
+)
+def test_a_thought_can_be_turned_from_outside(action: str, body: Any, said: str) -> None:
+    engine = Held(THOUGHT)
+    with running(lambda: fake_qwq(engine=engine)) as server:
+        client = server.openai()
+        stream = client.chat.completions.create(model="x", messages=QUESTION, stream=True)
+        chunk = next(stream)
+        client.post(f"/chat/completions/{chunk.id}/{action}", cast_to=object, body=body)
+        deltas = [chunk.choices[0].delta for chunk in stream]
+        thought = "".join(getattr(d, "reasoning_content", None) or "" for d in deltas)
+        assert said in thought
+        with pytest.raises(openai.NotFoundError, match="it may have ended"):
+            client.post(f"/chat/completions/{chunk.id}/{action}", cast_to=object, body=body)
+
+
+def test_a_hint_that_is_none_is_refused() -> None:
+    engine = Held(THOUGHT)
+    with running(lambda: fake_qwq(engine=engine)) as server:
+        client = server.openai()
+        stream = client.chat.completions.create(model="x", messages=QUESTION, stream=True)
+        path = f"/chat/completions/{next(stream).id}/steer"
+        with pytest.raises(openai.BadRequestError, match="steer"):
+            client.post(path, cast_to=object, body={"hint": "</think>"})
+        engine.go.set()
+        assert [*stream][-1].choices[0].finish_reason == "stop"
+
+
+def test_the_end_cancels_what_is_being_made() -> None:
+    """A reply without end does not keep the server from ending."""
+    engine = Held(THOUGHT)
+    with running(lambda: fake_qwq(engine=engine)) as server:
+        client = server.openai()
+        stream = client.chat.completions.create(model="x", messages=QUESTION, stream=True)
+        next(stream)
+    assert engine.n_ended == 1
+    with contextlib.suppress(openai.APIError):
+        list(stream)
