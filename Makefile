@@ -51,7 +51,7 @@ format: $(READY) ## lay the code out
 
 bench: bench-encoders bench-convert ## run all benchmarks; docs/LOG.md holds their figures
 
-bench-encoders: $(READY) ## compare three builds of the block encoders: bytes and speed
+bench-encoders: $(READY) ## compare our block encoders with three builds of ggml's: bytes and speed
 	@$(BIN)/python benchmarks/encoders.py
 
 bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and llama.cpp's quantizer

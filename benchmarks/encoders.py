@@ -1,9 +1,10 @@
-"""Three builds of ggml's block encoders, side by side: which bytes differ, and how fast each is.
+"""Our block encoders and three builds of ggml's, side by side: which bytes differ, and how fast.
 
 `make bench-encoders` builds libggml-base alone (under a minute) from the sources of the pinned
-llama-cpp-python: with stock flags, with `-march=native -ffp-contract=off` as set-up builds it, and
-with `-march=native` alone. Rows are nano-qwq's weights and random ones, with and without
-importance. Speed is the median, over pairs of runs taken in turn, of the ratio to the stock build.
+llama-cpp-python: with stock flags ("stock"), with `-march=native -ffp-contract=off` as set-up
+builds it ("native"), and with `-march=native` alone ("contracted"). "Lanes" are the encoders of
+convert/lane_encoders.py. Rows are nano-qwq's weights and random ones, with and without importance.
+Speed is the median, over pairs of runs taken in turn, of a ratio of processor times on one thread.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.checkpoint import Checkpoint
-from convert.encode import QuantType, row_nbytes
+from convert.encode import LANE_TYPES, QuantType, choose_encoder, row_nbytes
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "encoders"
@@ -29,7 +31,7 @@ CHECKPOINT = ROOT / "quant_eval" / "nano" / "checkpoint"
 PACKAGE = "llama-cpp-python"
 VARIANTS = {
     "stock": "",
-    "ours": "-march=native -ffp-contract=off",
+    "native": "-march=native -ffp-contract=off",
     "contracted": "-march=native",
 }
 TYPES = (
@@ -59,6 +61,9 @@ class Case:
         return self.quant_type.name + (" with importance" if self.importance is not None else "")
 
 
+Encoder = Callable[[Case, Float32Array, ByteArray], None]
+
+
 def pinned_version() -> str:
     """Return the version of llama-cpp-python that constraints.txt names."""
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
@@ -80,8 +85,8 @@ def fetch_sources() -> Path:
     return sources
 
 
-def build_library(sources: Path, variant: str) -> ctypes.CDLL:
-    """Build libggml-base alone with a variant's flags, and load it."""
+def build_library(sources: Path, variant: str) -> Encoder:
+    """Build libggml-base alone with a variant's flags, and return its encoder."""
     cmake = shutil.which("cmake")
     if cmake is None:
         sys.exit("cmake: not found; install it, or `.venv/bin/pip install cmake` and run again")
@@ -107,22 +112,31 @@ def build_library(sources: Path, variant: str) -> ctypes.CDLL:
     ]
     for quant_type in TYPES:
         library.ggml_quantize_init(int(quant_type))
-    return library
+
+    def encode(case: Case, rows: Float32Array, blocks: ByteArray) -> None:
+        importance = case.importance
+        n_written = library.ggml_quantize_chunk(
+            int(case.quant_type),
+            rows.ctypes.data,
+            blocks.ctypes.data,
+            0,
+            *rows.shape,
+            None if importance is None else importance.ctypes.data,
+        )
+        assert n_written == blocks.nbytes, (case.name, n_written, blocks.nbytes)
+
+    return encode
 
 
-def encode(library: ctypes.CDLL, case: Case, rows: Float32Array) -> ByteArray:
+def encode_in_lanes(case: Case, rows: Float32Array, blocks: ByteArray) -> None:
+    """Encode by convert/lane_encoders.py."""
+    choose_encoder(case.quant_type, sys.maxsize)(rows, case.quant_type, case.importance, blocks)
+
+
+def encoded(encoder: Encoder, case: Case, rows: Float32Array) -> ByteArray:
     """Encode rows on one thread: (n_rows, n_in) -> (n_rows, row bytes)."""
     blocks = np.empty((len(rows), row_nbytes(case.quant_type, rows.shape[1])), dtype=np.uint8)
-    importance = case.importance
-    n_written = library.ggml_quantize_chunk(
-        int(case.quant_type),
-        rows.ctypes.data,
-        blocks.ctypes.data,
-        0,
-        *rows.shape,
-        None if importance is None else importance.ctypes.data,
-    )
-    assert n_written == blocks.nbytes, (case.name, n_written, blocks.nbytes)
+    encoder(case, rows, blocks)
     return blocks
 
 
@@ -144,22 +158,28 @@ def changed_percent(ours: ByteArray, theirs: ByteArray) -> float:
     return 100.0 * float(np.count_nonzero(ours != theirs)) / ours.size
 
 
-def seconds(library: ctypes.CDLL, case: Case, rows: Float32Array) -> float:
+def seconds(encoder: Encoder, case: Case, rows: Float32Array) -> float:
     """Return the processor seconds that one encoding takes, so that other work counts little."""
     started_s = time.thread_time()
-    encode(library, case, rows)
+    encoded(encoder, case, rows)
     return time.thread_time() - started_s
 
 
+def speed_ratio(ours_s: list[float], theirs_s: list[float]) -> str:
+    """Return the median, the least and the greatest of how many times as fast ours is."""
+    ratios = sorted(theirs / ours for ours, theirs in zip(ours_s, theirs_s, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
 def main() -> None:
-    """Build, compare, and print a table in Markdown; exit 1 where our build's bytes differ."""
+    """Build, compare, and print a table in Markdown; exit 1 where bytes differ that must not."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=9, help="timed runs of each build")
+    parser.add_argument("--pairs", type=int, default=9, help="timed runs of each encoder")
     parser.add_argument("--random-rows", type=int, default=8192, help=f"rows of {N_IN} weights")
     arguments = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = fetch_sources()
-    libraries = {variant: build_library(sources, variant) for variant in VARIANTS}
+    builds = {variant: build_library(sources, variant) for variant in VARIANTS}
     rng = np.random.default_rng(0)
     rows = test_rows(arguments.random_rows, rng)
     timed = rows[-1024:]
@@ -168,29 +188,37 @@ def main() -> None:
     print(f"{PACKAGE} {pinned_version()}, {rows.size / 1e6:.1f} M weights compared,")
     print(f"{timed.size / 1e6:.1f} M timed in {arguments.pairs} pairs on one thread\n")
     print(
-        "| type | stock, M weights/s | ours / stock | bytes changed: ours | -march=native alone |"
+        "| type | stock, M weights/s | lanes, M weights/s | native / stock | lanes / native ",
+        end="",
     )
-    print("|---|---|---|---|---|")
+    print("| bytes changed: native | lanes | -march=native alone |")
+    print("|---|---|---|---|---|---|---|---|")
     n_wrong = 0
     for case in [Case(kind, given) for kind in TYPES for given in (None, importance)]:
-        blocks = {name: encode(library, case, rows) for name, library in libraries.items()}
-        ours = changed_percent(blocks["ours"], blocks["stock"])
-        contracted = changed_percent(blocks["contracted"], blocks["stock"])
-        times = [
-            (seconds(libraries["stock"], case, timed), seconds(libraries["ours"], case, timed))
-            for _ in range(arguments.pairs)
-        ]
-        ratios = sorted(stock_s / ours_s for stock_s, ours_s in times)
-        rate = timed.size / 1e6 / statistics.median(stock_s for stock_s, _ in times)
+        encoders = dict(builds)
+        if case.quant_type in LANE_TYPES:
+            encoders["lanes"] = encode_in_lanes
+        blocks = {name: encoded(encoder, case, rows) for name, encoder in encoders.items()}
+        changed = {name: changed_percent(blocks[name], blocks["stock"]) for name in encoders}
+        del encoders["contracted"]
+        times: dict[str, list[float]] = {name: [] for name in encoders}
+        for _ in range(arguments.pairs):
+            for name, encoder in encoders.items():
+                times[name].append(seconds(encoder, case, timed))
+        rates = {name: timed.size / 1e6 / statistics.median(times[name]) for name in encoders}
+        lanes = ("-", "-", "-")
+        if "lanes" in encoders:
+            ratio = speed_ratio(times["lanes"], times["native"])
+            lanes = (f"{rates['lanes']:.1f}", ratio, f"{changed['lanes']:.4f} %")
         print(
-            f"| {case.name} | {rate:.1f} "
-            f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) "
-            f"| {ours:.4f} % | {contracted:.4f} % |",
+            f"| {case.name} | {rates['stock']:.1f} | {lanes[0]} "
+            f"| {speed_ratio(times['native'], times['stock'])} | {lanes[1]} "
+            f"| {changed['native']:.4f} % | {lanes[2]} | {changed['contracted']:.4f} % |",
             flush=True,
         )
-        n_wrong += ours > 0
+        n_wrong += changed["native"] > 0 or changed.get("lanes", 0) > 0
     if n_wrong:
-        sys.exit(f"{n_wrong} types: our build's bytes differ from the stock build's")
+        sys.exit(f"{n_wrong} cases: bytes differ from the stock build's")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from convert.encode import (
 
 NANO = Path(__file__).resolve().parents[2] / "quant_eval" / "nano" / "checkpoint"
 N_ROWS, N_IN = 20, 512
-Float64Array = npt.NDArray[np.float64]
+AnyFloats = npt.NDArray[np.floating[Any]]
 TYPES = sorted(LANE_TYPES)
 by_type = pytest.mark.parametrize("quant_type", TYPES, ids=lambda t: t.name)
 
@@ -57,14 +57,14 @@ def assert_same(
     assert n_different == 0, f"{name}: {n_different} of {len(rows)} rows differ"
 
 
-def kinds_of_rows(rng: np.random.Generator) -> Iterator[tuple[str, Float64Array]]:
+def kinds_of_rows(rng: np.random.Generator) -> Iterator[tuple[str, AnyFloats]]:
     """Weights that are ordinary, and weights that try every edge of the arithmetic."""
     shape = (N_ROWS, N_IN)
 
-    def gaussian() -> Float64Array:
+    def gaussian() -> AnyFloats:
         return rng.standard_normal(shape)
 
-    def by_group(values: Float64Array) -> Float64Array:
+    def by_group(values: AnyFloats) -> AnyFloats:
         return np.repeat(values, 16, axis=1)
 
     constant = np.repeat(rng.standard_normal((N_ROWS, 1)), N_IN, axis=1)
@@ -96,7 +96,7 @@ def kinds_of_rows(rng: np.random.Generator) -> Iterator[tuple[str, Float64Array]
     yield "denormal", rng.integers(-300, 300, shape) * 2.0**-149
 
 
-def kinds_of_importance(rng: np.random.Generator) -> Iterator[tuple[str, Float64Array | None]]:
+def kinds_of_importance(rng: np.random.Generator) -> Iterator[tuple[str, AnyFloats | None]]:
     usual = rng.gamma(0.5, size=N_IN)
     yield "no importance", None
     yield "importance", usual
