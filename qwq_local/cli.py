@@ -288,9 +288,9 @@ def _open(
     if verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("qwq_local").setLevel(logging.DEBUG)
-    path = newest_model().path if model is None else Path(model)
+    path = newest_model().path if model is None else model
     qwq = QwQ.open(path, context=context, threads=threads, kv_type=kv_type)
-    if not quiet and qwq.path != Path(model or ""):
+    if not quiet and str(qwq.path) != str(Path(model or "")) and qwq.path != model:
         note(f"using {qwq.path}")
     return qwq
 

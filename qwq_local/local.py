@@ -27,6 +27,7 @@ class LocalModel:
 
     def __init__(self, engine: Engine, description: Description, *, repair_template: bool) -> None:
         self.engine = engine
+        self.description = description
         self.sampling = description.sampling
         self._repair_template = repair_template
         self._template = ChatTemplate(

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from convert.errors import UsageError
 from qwq_local.description import Description, describe_folder, describe_gguf, read_json
 from qwq_local.engine import Engine, EngineSettings, KvType, OnProgress
 from qwq_local.find import find_model
 from qwq_local.local import LocalModel
 from qwq_local.messages import normalise
+from qwq_local.remote import RemoteModel
 from qwq_local.reply import Reply
 from qwq_local.rope import RopeMode
 from qwq_local.sampling import Sampling, choose_seed
@@ -32,11 +34,31 @@ class QwQ:
         *,
         repair_template: bool = True,
     ) -> None:
-        self.engine = engine
-        self.description = description
-        self.path = path
-        self.sampling = description.sampling
-        self._model = LocalModel(engine, description, repair_template=repair_template)
+        self._model: LocalModel | RemoteModel = LocalModel(
+            engine, description, repair_template=repair_template
+        )
+        self.path: Path | str = path
+        self.name = description.name
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's own defaults."""
+        return self._model.sampling
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the model on this machine. Raises UsageError where a server runs it."""
+        return self._local().engine
+
+    @property
+    def description(self) -> Description:
+        """What the model's files say. Raises UsageError where a server runs it."""
+        return self._local().description
+
+    def _local(self) -> LocalModel:
+        if not isinstance(self._model, LocalModel):
+            raise UsageError(f"{self.path}: a server runs this model; open it from files instead")
+        return self._model
 
     @classmethod
     def open(
@@ -53,6 +75,9 @@ class QwQ:
     ) -> Self:
         """Load a GGUF file, a GPTQ folder, a checkpoint, or the best model within a folder.
 
+        Or the address of an OpenAI-compatible server, as in http://localhost:8000/v1#qwq-32b; the
+        key is taken from QWQ_API_KEY, the server does what else is set here for itself.
+
         context: tokens for prompt and reply together; None takes the model's own, at most
         32,768, and less where the memory is short. threads: None takes the physical cores, and
         one for a small model. rope: "auto" is native up to 32,768 tokens and switches to YaRN
@@ -62,6 +87,11 @@ class QwQ:
         own, whose death is an EngineError and no more. on_progress: told how much of a GGUF file
         is loaded, in percent. Raises QwqError where there is no model or it cannot be loaded.
         """
+        if str(path).startswith(("http://", "https://")):
+            remote = cls.__new__(cls)
+            remote._model = RemoteModel(str(path))
+            remote.path, remote.name = str(path), remote._model.name
+            return remote
         model = find_model(Path(path))
         settings = EngineSettings(context, threads, rope, kv_type)
         if model.kind == "gguf":

@@ -19,6 +19,7 @@ from qwq_local.turn import Limits, Turn
 
 if TYPE_CHECKING:
     from qwq_local.local import LocalModel
+    from qwq_local.remote import RemoteModel
 
 Tool = Mapping[str, Any] | Function
 Overflow = Literal["error", "drop_oldest"]
@@ -51,7 +52,7 @@ class Session:
 
     def __init__(
         self,
-        model: LocalModel,
+        model: LocalModel | RemoteModel,
         *,
         system: str | None = None,
         tools: Sequence[Tool] = (),

@@ -59,7 +59,7 @@ def note(text: str) -> None:
 def chat(qwq: QwQ, *, system: str | None, sampling: Sampling, seed: int | None) -> None:
     """Converse until the input ends."""
     _enable_line_editing()
-    note(f"{qwq.description.name}; /help lists the commands")
+    note(f"{qwq.name}; /help lists the commands")
     session = qwq.session(system=system, sampling=sampling, seed=seed)
     while (line := _read_line()) is not None:
         command, _, argument = line.strip().partition(" ")
