@@ -1,24 +1,38 @@
 """`qwq quantize` and `qwq eval`: plan and progress on stderr, results on stdout."""
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from quant_eval.options import (
+    AsJson,
+    MaxTokens,
+    Problems,
+    Quiet,
+    ReferenceOption,
+    Replies,
+    ReplySeed,
+    Seed,
+    States,
+    TaskSeconds,
+    Text,
+    Threads,
+    Tokens,
+    settings_for,
+)
+from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+from quant_eval.verdict_cli import baseline, compare, gate, reference
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.checkpoint import Checkpoint
     from quant_eval.manifest import Manifest
-    from quant_eval.pipeline import Plan, Progress
+    from quant_eval.pipeline import Plan
     from quant_eval.results import EvaluationSettings
-
-TABLE_WIDTH = 132  # where stdout is no terminal
 
 app = typer.Typer(
     help="Measure what quantizing did to a model.",
@@ -27,61 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 quantize_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads (default: by the machine and the model).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, no table.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no plan and no progress.")]
-_EVALUATION = "Evaluation"
-Text = Annotated[
-    Path | None,
-    typer.Option(
-        help="JSON Lines of conversations to score (default: built in).",
-        rich_help_panel=_EVALUATION,
-    ),
-]
-Tokens = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Reply tokens to score, at most (default: 16384; large models 2048).",
-        rich_help_panel=_EVALUATION,
-    ),
-]
-Problems = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Problems of each kind (default: 16; large models 0).",
-        rich_help_panel=_EVALUATION,
-    ),
-]
-TaskSeconds = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="Begin no problem after so many seconds a file (default: 45).",
-        rich_help_panel=_EVALUATION,
-    ),
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Longest reply, thought included (default: 512; large models 256).",
-        rich_help_panel=_EVALUATION,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        max=1 << 31,
-        help="Of problems and sampling (default: 0).",
-        rich_help_panel=_EVALUATION,
-    ),
-]
 
 
 @quantize_app.command()
@@ -123,9 +82,11 @@ def quantize(
     text: Text = None,
     tokens: Tokens = None,
     problems: Problems = None,
+    replies: Replies = None,
     task_seconds: TaskSeconds = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
+    reply_seed: ReplySeed = None,
 ) -> None:
     """Quantize a checkpoint, check the files and show what it cost.
 
@@ -137,38 +98,40 @@ def quantize(
     from quant_eval.manifest import Manifest
     from qwq_local.hub import resolve_model
 
-    _hush_libraries()
+    hush_libraries()
     path = pipeline.NANO_CHECKPOINT if model is None else resolve_model(model)
     default_types = pipeline.NANO_TYPES if model is None else pipeline.USUAL_TYPES
     chosen = pipeline.parse_types(types or default_types)
     if text is not None:
         load_conversations(text)  # a text that is none is said now, not after hours of work
-    console = _stderr(quiet=quiet)
+    console = stderr_console(quiet=quiet)
     with Checkpoint.open(path) as checkpoint:
         manifest = Manifest(out or Path("models") / pipeline.model_name(checkpoint))
         plan = pipeline.make_plan(checkpoint, chosen, manifest, force=force)
         if dry_run:
-            _print_plan(_stdout(), plan, as_json=as_json)
+            _print_plan(stdout_console(), plan, as_json=as_json)
             return
         _print_plan(console, plan, as_json=False)
         engine_threads = pipeline.engine_threads(checkpoint, threads)
-        with _progress(console) as on_progress:
+        with progress(console) as on_progress:
             pipeline.write(plan, manifest, threads=threads, force=force, on_progress=on_progress)
             pipeline.check(plan.outputs, manifest, threads=engine_threads, on_progress=on_progress)
         if no_eval:
             if as_json:
-                _print_plan(_stdout(), plan, as_json=True)
+                _print_plan(stdout_console(), plan, as_json=True)
             else:
                 for planned in plan.outputs:
                     typer.echo(planned.path)
             return
-        settings = _settings(
+        settings = settings_for(
             checkpoint,
             n_tokens=tokens,
             n_problems=problems,
+            n_replies=replies,
             task_seconds=task_seconds,
             max_tokens=max_tokens,
             seed=seed,
+            reply_seed=reply_seed,
         )
         paths = [output.path for output in plan.outputs]
         _evaluate(
@@ -187,13 +150,16 @@ def start() -> None:
     """Measure what quantizing did to a model."""
 
 
+for _command in (compare, gate, baseline, reference):
+    app.command()(_command)
+
+
 @app.command()
 def run(
     files: Annotated[list[Path], typer.Argument(help="GGUF files and GPTQ folders.")],
     *,
-    reference: Annotated[
-        str, typer.Option(help="The checkpoint that they were made from: folder or repository.")
-    ],
+    reference: ReferenceOption,
+    states: States = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for report.json and report.html.")
     ] = Path("evaluation"),
@@ -203,9 +169,11 @@ def run(
     text: Text = None,
     tokens: Tokens = None,
     problems: Problems = None,
+    replies: Replies = None,
     task_seconds: TaskSeconds = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
+    reply_seed: ReplySeed = None,
 ) -> None:
     """Evaluate files that are there: divergence from the reference, tasks, speed."""
     from convert.checkpoint import Checkpoint
@@ -213,15 +181,17 @@ def run(
     from quant_eval.manifest import Manifest
     from qwq_local.hub import resolve_model
 
-    _hush_libraries()
+    hush_libraries()
     with Checkpoint.open(resolve_model(reference)) as checkpoint:
-        settings = _settings(
+        settings = settings_for(
             checkpoint,
             n_tokens=tokens,
             n_problems=problems,
+            n_replies=replies,
             task_seconds=task_seconds,
             max_tokens=max_tokens,
             seed=seed,
+            reply_seed=reply_seed,
         )
         _evaluate(
             checkpoint,
@@ -229,18 +199,10 @@ def run(
             Manifest(out),
             settings=settings,
             text=text,
+            states=states,
             threads=pipeline.engine_threads(checkpoint, threads),
-            output=(_stderr(quiet=quiet), as_json),
+            output=(stderr_console(quiet=quiet), as_json),
         )
-
-
-def _settings(checkpoint: "Checkpoint", **given: float | None) -> "EvaluationSettings":
-    """The settings for a model of this size with what was given on the command line."""
-    from quant_eval import pipeline
-    from quant_eval.suite import default_settings
-
-    settings = default_settings(pipeline.n_weights(checkpoint))
-    return replace(settings, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
 def _evaluate(
@@ -250,6 +212,7 @@ def _evaluate(
     *,
     settings: "EvaluationSettings",
     text: Path | None,
+    states: Path | None = None,
     threads: int,
     output: tuple["Console", bool],
 ) -> None:
@@ -269,23 +232,19 @@ def _evaluate(
         f"within {settings.task_seconds:.0f} s a file; what is known already is not measured again",
         soft_wrap=True,
     )
-    with _progress(console) as on_progress:
-        report, failures = pipeline.measure(
-            checkpoint,
-            paths,
-            manifest,
-            settings=settings,
-            text=text,
-            threads=threads,
-            on_progress=on_progress,
+    ask = pipeline.Ask(settings, text, states)
+    with progress(console) as on_progress:
+        measured, failures = pipeline.measure(
+            checkpoint, paths, manifest, ask, threads=threads, on_progress=on_progress
         )
+    report = pipeline.make_report(checkpoint, manifest, ask, measured)
     if report.files:
         write_json(manifest.folder / "report.json", report)
         write_html(manifest.folder / "report.html", report)
         if as_json:
             typer.echo(json.dumps(to_json(report), indent=2, sort_keys=True))
         else:
-            _stdout().print(results_table(report))
+            stdout_console().print(results_table(report))
         console.print(
             f"report: {manifest.folder / 'report.html'} and report.json beside it", soft_wrap=True
         )
@@ -332,48 +291,3 @@ def _print_plan(console: "Console", plan: "Plan", *, as_json: bool) -> None:
         )
     console.print(table)
     console.print(f"to write: {format_nbytes(n_needed)}; free: {format_nbytes(n_free)}")
-
-
-@contextmanager
-def _progress(console: "Console") -> "Iterator[Progress]":
-    """One bar a stage; where nobody watches, one line a stage when it begins."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    bars = Bars(*columns, console=console, disable=not console.is_terminal)
-    tasks = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total)
-            if not console.is_terminal:
-                console.print(f"{stage}: {total:,}")
-        bars.update(tasks[stage], completed=done)
-
-    with bars:
-        yield show
-
-
-def _hush_libraries() -> None:
-    """Keep other programs' logs from between our lines, llama.cpp's on loading included."""
-    for name in ("qwq_local.llama", "torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _stderr(*, quiet: bool) -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True, quiet=quiet, highlight=False)
-
-
-def _stdout() -> "Console":
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=TABLE_WIDTH)

@@ -2,7 +2,7 @@
 
 Scored are the tokens of replies, thought and answer with their closing tags; the prompt is context
 only. Both models' logits come as streams of chunks whose sizes need not agree; of each scored token
-four numbers are kept, never the logits.
+a few numbers are kept, never the logits.
 """
 
 import math
@@ -16,6 +16,7 @@ from convert.calibration import TokenizedConversation
 from convert.errors import QwqError
 
 MAX_SLICE_ELEMENTS = 1 << 22  # logits turned to float64 at a time: 32 MiB an array
+POSITION_STARTS = (0, 128, 512, 2048, 8192, 32_768)  # the last is where YaRN begins
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
@@ -36,6 +37,7 @@ class TokenScores:
     """What is kept of one passage's scored tokens, an entry each.
 
     kl_nats, nll_nats, reference_nll_nats: (n,) float64. same_top, is_answer: (n,) bool.
+    first_position: how many tokens stand before the first one.
     """
 
     kl_nats: Floats
@@ -43,6 +45,18 @@ class TokenScores:
     reference_nll_nats: Floats
     same_top: Mask
     is_answer: Mask
+    first_position: int
+
+    @property
+    def squared_change(self) -> Floats:
+        """Of the probability of the token that the text has, from the reference to the model."""
+        change: Floats = np.exp(-self.nll_nats) - np.exp(-self.reference_nll_nats)
+        return change * change
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Of each scored token in its sequence, from 0."""
+        return np.arange(self.first_position, self.first_position + len(self.kl_nats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +64,9 @@ class Divergence:
     """Distance of a model from the reference over n_tokens tokens of n_passages passages.
 
     kl_nats is the mean of KL(reference || model); top1_agreement the share of tokens where both
-    would greedily pick the same. Standard errors are clustered by passage.
+    would greedily pick the same; rms_change the root mean square of the change in probability of
+    the text's own tokens; perplexity_ratio the model's over the reference's, paired. Standard
+    errors are clustered by passage.
     """
 
     n_tokens: int
@@ -60,7 +76,10 @@ class Divergence:
     kl_nats: Estimate
     kl_median_nats: float
     kl_q99_nats: float
+    kl_q999_nats: float
     top1_agreement: Estimate
+    rms_change: Estimate
+    perplexity_ratio: Estimate
 
 
 def scored_rows(passage: TokenizedConversation) -> tuple[int, int]:
@@ -111,16 +130,33 @@ def score_passage(
         reference_nll_nats=np.concatenate(reference_nll),
         same_top=np.concatenate(same_top),
         is_answer=np.arange(passage.n_prompt, passage.stop) >= passage.answer_start,
+        first_position=passage.n_prompt,
     )
 
 
+def position_part(start: int, stop: int | None) -> str:
+    """The name of the part that lies between two positions."""
+    return f"from {start}" if stop is None else f"{start} to {stop - 1}"
+
+
+POSITION_PARTS = {
+    position_part(start, stop): (start, stop)
+    for start, stop in zip(POSITION_STARTS, (*POSITION_STARTS[1:], None), strict=True)
+}
+"""Parts of the sequence by name: first position and one past the last."""
+
+
 def summarize(scores: Sequence[TokenScores]) -> dict[str, Divergence]:
-    """Divergence over whole replies, and over thoughts and answers apart where they have tokens."""
+    """Divergence over whole replies, thoughts, answers, and by position, where there are tokens."""
     parts: dict[str, list[Mask]] = {
         "reply": [np.ones(len(one.kl_nats), dtype=np.bool_) for one in scores],
         "thought": [~one.is_answer for one in scores],
         "answer": [one.is_answer for one in scores],
     }
+    for name, (start, stop) in POSITION_PARTS.items():
+        parts[name] = [
+            (one.positions >= start) & (one.positions < (stop or math.inf)) for one in scores
+        ]
     return {
         name: _summarize_part(scores, masks)
         for name, masks in parts.items()
@@ -133,18 +169,23 @@ def _summarize_part(scores: Sequence[TokenScores], masks: Sequence[Mask]) -> Div
     kl = [one.kl_nats[mask] for one, mask in passages]
     nll = clustered_mean([one.nll_nats[mask] for one, mask in passages])
     reference_nll = clustered_mean([one.reference_nll_nats[mask] for one, mask in passages])
+    log_ratio = clustered_mean([(one.nll_nats - one.reference_nll_nats)[m] for one, m in passages])
     every_kl = np.concatenate(kl)
+    median, q99, q999 = (float(np.quantile(every_kl, share)) for share in (0.5, 0.99, 0.999))
     return Divergence(
         n_tokens=len(every_kl),
         n_passages=len(passages),
         perplexity=_exponential(nll),
         reference_perplexity=_exponential(reference_nll),
         kl_nats=clustered_mean(kl),
-        kl_median_nats=float(np.quantile(every_kl, 0.5)),
-        kl_q99_nats=float(np.quantile(every_kl, 0.99)),
+        kl_median_nats=median,
+        kl_q99_nats=q99,
+        kl_q999_nats=q999,
         top1_agreement=clustered_mean(
             [one.same_top[mask].astype(np.float64) for one, mask in passages]
         ),
+        rms_change=_root(clustered_mean([one.squared_change[mask] for one, mask in passages])),
+        perplexity_ratio=_exponential(log_ratio),
     )
 
 
@@ -171,6 +212,14 @@ def _exponential(nll: Estimate) -> Estimate:
     perplexity = math.exp(nll.value)
     error = None if nll.standard_error is None else perplexity * nll.standard_error
     return Estimate(perplexity, error, nll.n)
+
+
+def _root(mean_square: Estimate) -> Estimate:
+    """A root mean square from a mean of squares; its error by the delta method."""
+    root, error = math.sqrt(mean_square.value), mean_square.standard_error
+    if root == 0:
+        return Estimate(0.0, error, mean_square.n)
+    return Estimate(root, None if error is None else error / (2 * root), mean_square.n)
 
 
 def log_softmax(logits: Logits, whose: str) -> Floats:

@@ -1,8 +1,7 @@
-"""What a folder of outputs remembers: hashes, what each file was made of, results of evaluations.
+"""What a folder of outputs remembers: hashes, and what each file was made of.
 
 It makes a second run quick and an interrupted one continue: a file whose size and time of change
-are those remembered is not hashed again, one made of the same is not made again, and one measured
-under the same conditions is not measured again.
+are those remembered is not hashed again, and one made of the same is not made again.
 """
 
 import hashlib
@@ -14,7 +13,6 @@ from convert.files import sha256_of
 from quant_eval.results import write_json
 
 MANIFEST = "manifest.json"
-RESULTS = "results"
 CHECKPOINT_SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".md", ".model"})
 FORMAT = 1
 
@@ -65,18 +63,6 @@ class Manifest:
         """Remember that the output was loaded and spoke."""
         self._outputs[path.name]["checked"] = True
         self._save()
-
-    def stored_result(self, path: Path, key: str) -> dict[str, Any] | None:
-        """The result stored under these conditions, if there is one."""
-        data = _read(self._result_path(path))
-        return data["result"] if data.get("key") == key else None
-
-    def store_result(self, path: Path, key: str, result: Any) -> None:
-        """Remember a result and its conditions."""
-        write_json(self._result_path(path), {"key": key, "result": result})
-
-    def _result_path(self, path: Path) -> Path:
-        return self.folder / RESULTS / f"{path.name}.json"
 
     def _hash_of_files(self, folder: Path, files: list[Path], section: str) -> str:
         names = sorted(file.relative_to(folder).as_posix() for file in files)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert.calibration import load_conversations, set_digest
 from convert.checkpoint import Checkpoint
@@ -16,16 +16,16 @@ from convert.gptq import GptqSettings
 from convert.plan import FilePlan, plan_file
 from convert.recipe import RECIPES, find_recipe
 from quant_eval.environment import describe_environment
+from quant_eval.kept import Kept
 from quant_eval.manifest import Manifest, digest
-from quant_eval.results import (
-    EvaluationSettings,
-    FileResult,
-    Report,
-    file_result,
-    to_json,
-)
+from quant_eval.reference_store import Binding, load_reference, save_reference, why_stale
+from quant_eval.results import EvaluationSettings, Report
 from quant_eval.sizes import model_size
 from qwq_local.memory import choose_threads
+
+if TYPE_CHECKING:
+    from quant_eval.measurement import Measured
+    from quant_eval.suite import Exam
 
 NANO_CHECKPOINT = Path(__file__).parent / "nano" / "checkpoint"
 NANO_TYPES = (
@@ -190,72 +190,127 @@ def check(
         on_progress("checking, files", index + 1, len(unchecked))
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is to be measured, and against which reference.
+
+    text: JSON Lines to score, the built-in ones by default. states: the folder of a reference that
+    was made before; None keeps one in the manifest's folder.
+    """
+
+    settings: EvaluationSettings
+    text: Path | None = None
+    states: Path | None = None
+
+
 def measure(
     checkpoint: Checkpoint,
     paths: Sequence[Path],
     manifest: Manifest,
+    ask: Ask,
     *,
-    settings: EvaluationSettings,
-    text: Path | None = None,
     threads: int,
     on_progress: Progress,
-) -> tuple[Report, list[QwqError]]:
-    """Evaluate each file against the checkpoint; a result of the same file and settings is reused.
+) -> tuple[list["Measured"], list[QwqError]]:
+    """Measure each file against the checkpoint; parts that are known are not measured again.
 
-    text: JSON Lines to score, the built-in ones by default. Returns the report of what could be
-    measured, and the error of each file that could not.
+    Returns what could be measured, and the error of each file that could not.
+    Raises QwqError for a path that is none, and for a stale reference.
     """
-    from quant_eval import suite
+    from quant_eval.measurement import measure_file
 
     for path in paths:
         if not path.exists():
             raise QwqError(f"{path}: no such file or folder; check the path")
-    conversations, text_sha256 = suite.read_evaluation_text(text)
-    problems = suite.choose_problems(settings)
-    environment = describe_environment()
-    conditions = {
-        "checkpoint": manifest.checkpoint_sha256(checkpoint.path),
-        "evaluation": text_sha256,
-        "problems": suite.problems_digest(problems),
-        "settings": to_json(settings),
-        "packages": {name: environment.get(name) for name in DECIDING_PACKAGES},
-    }
-    exam: suite.Exam | None = None
-    results: list[FileResult] = []
+    exam = prepare(checkpoint, manifest, ask, threads=threads, on_progress=on_progress)
+    measured: list[Measured] = []
     failures: list[QwqError] = []
     for path in paths:
-        key = digest({**conditions, "file": manifest.sha256_of(path)})
-        stored = manifest.stored_result(path, key)
-        if stored is not None:
-            results.append(file_result(stored))
-            continue
-        if exam is None:
-            _limit_torch(threads)
-            exam = suite.prepare(
-                checkpoint, conversations, problems, settings=settings, on_progress=on_progress
-            )
+        sha256 = manifest.sha256_of(path)
+        kept = Kept(manifest.folder / "results" / f"{sha256[:16]}.jsonl")
         try:
-            result = suite.evaluate(
-                path,
-                exam,
-                sha256=manifest.sha256_of(path),
-                threads=threads,
-                on_progress=on_progress,
+            measured.append(
+                measure_file(
+                    path, exam, kept, sha256=sha256, threads=threads, on_progress=on_progress
+                )
             )
         except QwqError as error:
             failures.append(error)
-            continue
-        manifest.store_result(path, key, to_json(result))
-        results.append(result)
-    report = Report(
+    return measured, failures
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    ask: Ask,
+    *,
+    threads: int,
+    on_progress: Progress,
+) -> "Exam":
+    """The exam, with the reference that is kept where it is still the right one."""
+    from quant_eval import suite
+
+    binding = bind(checkpoint, manifest, ask.text, ask.settings.n_tokens)
+    folder = ask.states or manifest.folder / "reference"
+    if ask.states is None:
+        keep_reference(
+            checkpoint, folder, binding, ask.text, threads=threads, on_progress=on_progress
+        )
+    tokens, reference = load_reference(folder, checkpoint, binding)
+    conditions = {
+        "checkpoint": binding.checkpoint_sha256,
+        "packages": {name: describe_environment().get(name) for name in DECIDING_PACKAGES},
+    }
+    return suite.Exam(
+        tokens, reference, suite.choose_problems(ask.settings), ask.settings, digest(conditions)
+    )
+
+
+def bind(checkpoint: Checkpoint, manifest: Manifest, text: Path | None, n_tokens: int) -> Binding:
+    """What a reference for this checkpoint and text must be of."""
+    from quant_eval.suite import read_evaluation_text
+
+    return Binding(
+        manifest.checkpoint_sha256(checkpoint.path), read_evaluation_text(text)[1], n_tokens
+    )
+
+
+def keep_reference(
+    checkpoint: Checkpoint,
+    folder: Path,
+    binding: Binding,
+    text: Path | None,
+    *,
+    threads: int,
+    on_progress: Progress,
+) -> None:
+    """Make the reference in the folder, unless the right one is there."""
+    from quant_eval import suite
+
+    if not why_stale(folder, binding):
+        return
+    _limit_torch(threads)
+    conversations, _ = suite.read_evaluation_text(text)
+    tokens = suite.tokenize_text(checkpoint, conversations, binding.n_tokens)
+    reference = suite.make_reference(checkpoint, tokens, on_progress=on_progress)
+    save_reference(folder, tokens, reference, binding)
+
+
+def make_report(
+    checkpoint: Checkpoint, manifest: Manifest, ask: Ask, measured: "Sequence[Measured]"
+) -> Report:
+    """The rows of all measured files, with where and on what they were measured."""
+    from quant_eval.measurement import file_result
+    from quant_eval.suite import read_evaluation_text
+
+    return Report(
         model=model_name(checkpoint),
         checkpoint_sha256=manifest.checkpoint_sha256(checkpoint.path),
-        evaluation_sha256=text_sha256,
-        settings=settings,
-        environment=environment,
-        files=tuple(results),
+        evaluation_sha256=read_evaluation_text(ask.text)[1],
+        settings=ask.settings,
+        environment=describe_environment(),
+        files=tuple(map(file_result, measured)),
     )
-    return report, failures
 
 
 def engine_threads(checkpoint: Checkpoint, threads: int | None) -> int:

@@ -1,7 +1,8 @@
 """The unquantized model's logits, from its final hidden states: never the whole model in memory.
 
-The hidden states come layer by layer; logits are recomputed from them on demand, in float32, slice
-by slice of the output matrix.
+The hidden states come layer by layer and are kept in 16 bits, 10 KB a token for QwQ-32B where its
+logits would be 304 KB; logits are recomputed from them on demand, in float32, slice by slice of the
+output matrix.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,21 +17,28 @@ from convert.layer_stream import LayerStream
 
 BATCH_TOKENS = 2048
 MAX_CHUNK_ELEMENTS = 1 << 26  # of logits at a time: 256 MiB
+NORM = "model.norm.weight"
 MATRIX_ROWS = 16_384  # of the output matrix at a time
 
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Final hidden states, after the final norm: (n_tokens, hidden_size) float32 a passage."""
+    """Final hidden states, (n_tokens, hidden_size) float16 a passage.
+
+    They are normed but not yet multiplied by the norm's weight: so none exceeds the root of
+    hidden_size, and float16 keeps 11 bits of each.
+    """
 
     checkpoint: Checkpoint
-    hidden: tuple[Floats, ...]
+    hidden: tuple[Halves, ...]
 
     def logits(self, passage: int, start: int = 0, stop: int | None = None) -> Iterator[Floats]:
         """Logits after the tokens start to stop of a passage, in chunks (n, vocab_size) float32."""
-        states = self.hidden[passage][start:stop]
+        weight = self.checkpoint.read(NORM)
+        states = weight * self.hidden[passage][start:stop].astype(np.float32)
         vocab_size = self.checkpoint.model.vocab_size
         n_rows = max(1, MAX_CHUNK_ELEMENTS // vocab_size)
         for first in range(0, len(states), n_rows):
@@ -63,21 +71,20 @@ def final_hidden_states(
     order = sorted(range(len(passages)), key=lambda i: len(passages[i]))
     batches = token_batches(passages, batch_tokens=batch_tokens)
     finished = stream.final_hidden(batches, on_progress=on_progress)
-    weight = checkpoint.read("model.norm.weight")
     rows = (
         states[row][: int(n)].cpu().numpy()
         for states, batch in zip(finished, batches, strict=True)
         for row, n in enumerate(batch.is_token.sum(dim=1))
     )
-    hidden: dict[int, Floats] = {
-        i: _rms_norm(states, weight, checkpoint.model.rms_norm_eps)
+    hidden = {
+        i: _normed(states, checkpoint.model.rms_norm_eps)
         for i, states in zip(order, rows, strict=True)
     }
     return Reference(checkpoint, tuple(hidden[i] for i in range(len(passages))))
 
 
-def _rms_norm(states: Floats, weight: Floats, eps: float) -> Floats:
-    """Zhang and Sennrich 2019, with a weight; the mean is taken in float32."""
+def _normed(states: Floats, eps: float) -> Halves:
+    """Zhang and Sennrich 2019, without the weight; the mean is taken in float32."""
     variance = np.mean(np.square(states), axis=-1, keepdims=True, dtype=np.float32)
-    normed: Floats = weight * (states / np.sqrt(variance + np.float32(eps)))
+    normed: Halves = (states / np.sqrt(variance + np.float32(eps))).astype(np.float16)
     return normed

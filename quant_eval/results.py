@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.errors import QwqError
 from convert.files import replacing_file
 from quant_eval.divergence import Divergence, Estimate
 
@@ -20,20 +19,23 @@ class EvaluationSettings:
     """How much is measured, the same for every file of a report.
 
     n_tokens: reply tokens of the evaluation text that are scored, at most; whole passages.
-    n_problems: problems of each kind; task_seconds: no problem is begun after so long, so that a
-    slow engine's rows have a smaller n. max_tokens: longest reply. seed: of problems and sampling.
+    n_problems: problems of each kind; n_replies: replies to each problem. task_seconds: no problem
+    is begun after so long, so that a slow engine's rows have a smaller n. max_tokens: longest
+    reply. seed: of the problems. reply_seed: of the sampling; None takes seed.
     """
 
     n_tokens: int = 16_384
     n_problems: int = 16
+    n_replies: int = 1
     task_seconds: float = 45.0
     max_tokens: int = 512
     seed: int = 0
+    reply_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How many problems of one kind were solved, and how many replies max_tokens cut."""
+    """How many replies solved problems of one kind, and how many max_tokens cut."""
 
     n: int
     n_correct: int
@@ -46,14 +48,47 @@ class Accuracy:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the share, two solved and two unsolved problems added.
+        return share_error(self.n_correct, self.n)
 
-        So that none or all solved is not taken for certainty.
-        Source: Agresti and Coull 1998, "Approximate is better than exact".
-        """
-        n = self.n + 4
-        share = (self.n_correct + 2) / n
-        return math.sqrt(share * (1 - share) / n)
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One reply to a problem, or to a question that nobody grades.
+
+    problem: the digest of what was asked. correct: None for a question. thought_tokens: of the
+    thought with the tag that ends it. elapsed_s: of the whole reply; first_token_s: until its first
+    token; tokens_per_s: of decoding, None for a reply of one token.
+    """
+
+    problem: str
+    kind: str
+    question: str
+    correct: bool | None
+    reasoning: str
+    answer: str
+    finish_reason: str
+    notices: tuple[str, ...]
+    thought_tokens: int
+    elapsed_s: float
+    first_token_s: float
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How replies to problems behave, whatever they say; shares are of all replies.
+
+    thought_tokens: mean length of a thought. first_token_s: median time to the first token.
+    """
+
+    n_replies: int
+    unfinished_thoughts: Estimate
+    empty_thoughts: Estimate
+    loops: Estimate
+    language_switches: Estimate
+    cut_replies: Estimate
+    thought_tokens: Estimate
+    first_token_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +123,7 @@ class FileResult:
     engine: str
     divergence: Mapping[str, Divergence]
     accuracy: Mapping[str, Accuracy]
+    behaviour: Behaviour | None
     speed: Speed | None
     examples: tuple[Example, ...]
     elapsed_s: float
@@ -121,6 +157,16 @@ class Report:
     schema_version: int = SCHEMA_VERSION
 
 
+def share_error(n_with: int, n: int) -> float:
+    """Standard error of a share, two observations with and two without added.
+
+    So that none or all is not taken for certainty.
+    Source: Agresti and Coull 1998, "Approximate is better than exact".
+    """
+    share = (n_with + 2) / (n + 4)
+    return math.sqrt(share * (1 - share) / (n + 4))
+
+
 def short_names(names: Sequence[str]) -> list[str]:
     """What tells the files apart: names without their ending and without what all begin with."""
     stems = [name.removesuffix(".gguf") for name in names]
@@ -145,37 +191,8 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any, *, indent: int | None = 2) -> None:
     """Write one JSON document with sorted keys, whole or not at all, over an older one."""
-    text = json.dumps(to_json(document), indent=2, sort_keys=True, allow_nan=False)
+    text = json.dumps(to_json(document), indent=indent, sort_keys=True, allow_nan=False)
     with replacing_file(path, force=True) as file:
         file.write((text + "\n").encode())
-
-
-def file_result(data: Mapping[str, Any]) -> FileResult:
-    """A FileResult from what to_json made of it. Raises QwqError where the keys are others."""
-    try:
-        speed = data.get("speed")
-        return FileResult(
-            name=data["name"],
-            sha256=data["sha256"],
-            nbytes=data["nbytes"],
-            bits_per_weight=data["bits_per_weight"],
-            engine=data["engine"],
-            divergence={part: _divergence(each) for part, each in data["divergence"].items()},
-            accuracy={kind: Accuracy(**each) for kind, each in data["accuracy"].items()},
-            speed=None if speed is None else Speed(**speed),
-            examples=tuple(Example(**each) for each in data["examples"]),
-            elapsed_s=data["elapsed_s"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise QwqError(f"stored result: {error!r} does not fit; evaluate again") from error
-
-
-def _divergence(data: Mapping[str, Any]) -> Divergence:
-    estimates = ("perplexity", "reference_perplexity", "kl_nats", "top1_agreement")
-    return Divergence(**{**data, **{name: _estimate(data[name]) for name in estimates}})
-
-
-def _estimate(data: Mapping[str, Any]) -> Estimate:
-    return Estimate(data["value"], data.get("standard_error"), data["n"])

@@ -1,15 +1,11 @@
-"""One file measured: divergence from the reference, accuracy on tasks, speed, some replies."""
+"""What every file is asked: the passages with their reference, the problems, two questions."""
 
-import statistics
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convert.calibration import (
     Conversation,
-    TokenizedConversation,
     load_conversations,
     load_tokenizer,
     set_digest,
@@ -17,20 +13,12 @@ from convert.calibration import (
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
-from quant_eval.divergence import (
-    TokenScores,
-    rows_between,
-    score_passage,
-    scored_rows,
-    summarize,
-)
 from quant_eval.manifest import digest
 from quant_eval.reference import Reference, final_hidden_states
-from quant_eval.results import Accuracy, EvaluationSettings, Example, FileResult, Speed
-from quant_eval.sizes import model_size
-from quant_eval.tasks import TASKS, Problem, grade, held_out
-from qwq_local import QwQ, Reply, Sampling
-from qwq_local.reply import collect
+from quant_eval.reference_store import EvaluationTokens
+from quant_eval.results import EvaluationSettings
+from quant_eval.tasks import TASKS, Problem, held_out
+from qwq_local import QwQ, Sampling
 
 EVALUATION_TEXT = Path(__file__).parent / "data" / "evaluation.jsonl"
 QUESTIONS = (
@@ -50,19 +38,19 @@ Progress = Callable[[str, int, int], None]
 class Exam:
     """What every file of a report is given, and the reference to hold it against.
 
-    opening: the first passage as text, by which another tokenizer is told.
+    conditions: a digest of all that results depend on beside the file, the text and the settings.
     """
 
-    passages: tuple[TokenizedConversation, ...]
-    opening: str
+    tokens: EvaluationTokens
     reference: Reference
     problems: tuple[Problem, ...]
     settings: EvaluationSettings
+    conditions: str
 
     @property
     def context(self) -> int:
         """Tokens that the engine must hold at a time."""
-        longest = max(len(passage.ids) for passage in self.passages)
+        longest = max(len(passage.ids) for passage in self.tokens.passages)
         return max(longest, PROMPT_TOKENS + self.settings.max_tokens)
 
 
@@ -97,39 +85,44 @@ def choose_problems(settings: EvaluationSettings) -> tuple[Problem, ...]:
     return tuple(problem for turn in zip(*kinds, strict=True) for problem in turn)
 
 
-def problems_digest(problems: Sequence[Problem]) -> str:
+def problem_name(problem: Problem) -> str:
     """SHA-256 of what is asked and expected."""
-    asked = [[problem.messages, problem.tools, problem.expected] for problem in problems]
-    return digest(asked)
+    return digest([problem.messages, problem.tools, problem.expected])
 
 
-def prepare(
-    checkpoint: Checkpoint,
-    conversations: Sequence[Conversation],
-    problems: tuple[Problem, ...],
-    *,
-    settings: EvaluationSettings,
-    on_progress: Progress,
-) -> Exam:
-    """Tokenize the evaluation text and run the reference over it."""
+def tokenize_text(
+    checkpoint: Checkpoint, conversations: Sequence[Conversation], n_tokens: int
+) -> EvaluationTokens:
+    """The first conversations that together have n_tokens reply tokens, whole ones.
+
+    Raises QwqError where no token is to be scored.
+    """
     tokenizer = load_tokenizer(checkpoint.path)
+    names = []
     passages = []
-    n_left = settings.n_tokens
+    n_left = n_tokens
     for conversation in conversations:
         if n_left <= 0:
             break
+        names.append(conversation.digest)
         passages.append(tokenize_conversation(conversation, tokenizer))
         n_left -= passages[-1].stop - passages[-1].n_prompt
     if not passages:
         raise QwqError("evaluation text: no token is to be scored; choose --tokens 1 or more")
-    reference = final_hidden_states(
-        checkpoint,
-        [passage.ids for passage in passages],
-        on_progress=lambda done, total: on_progress("reference, layers", done, total),
-    )
     opening = tokenizer.decode(list(passages[0].ids), skip_special_tokens=False)
     assert isinstance(opening, str)
-    return Exam(tuple(passages), opening, reference, problems, settings)
+    return EvaluationTokens(tuple(names), tuple(passages), opening)
+
+
+def make_reference(
+    checkpoint: Checkpoint, tokens: EvaluationTokens, *, on_progress: Progress
+) -> Reference:
+    """Run the unquantized model over the passages."""
+    return final_hidden_states(
+        checkpoint,
+        [passage.ids for passage in tokens.passages],
+        on_progress=lambda done, total: on_progress("reference, layers", done, total),
+    )
 
 
 def check_model(qwq: QwQ) -> None:
@@ -137,96 +130,3 @@ def check_model(qwq: QwQ) -> None:
     reply = qwq.ask(QUESTIONS[0], sampling=Sampling(temperature=0), max_tokens=CHECK_TOKENS)
     if not (reply.reasoning or reply.answer):
         raise QwqError(f"{qwq.path}: loads, but its reply is empty; make the file again")
-
-
-def evaluate(
-    path: Path, exam: Exam, *, sha256: str, threads: int | None, on_progress: Progress
-) -> FileResult:
-    """Measure one file. sha256: the file's or folder's, which the caller knows.
-
-    Raises QwqError where the file cannot be loaded or does not belong to the reference.
-    """
-    started = time.perf_counter()
-    size = model_size(path)
-    with QwQ.open(path, context=exam.context, threads=threads) as qwq:
-        _check_vocabulary(qwq, exam)
-        check_model(qwq)
-        scores = list(_score(qwq, exam, on_progress))
-        accuracy, replies = solve(qwq, exam.problems, exam.settings, on_progress=on_progress)
-        examples = list(_examples(qwq, exam.settings))
-    replies += [reply for _, reply in examples]
-    speeds = [speed for reply in replies if (speed := reply.timings.tokens_per_s) is not None]
-    return FileResult(
-        name=path.name,
-        sha256=sha256,
-        nbytes=size.nbytes,
-        bits_per_weight=size.bits_per_weight,
-        engine="transformers" if path.is_dir() else "llama.cpp",
-        divergence=summarize(scores),
-        accuracy=accuracy,
-        speed=Speed(statistics.median(speeds), len(speeds)) if speeds else None,
-        examples=tuple(
-            Example(question, reply.reasoning, reply.answer, reply.finish_reason)
-            for question, reply in examples
-        ),
-        elapsed_s=round(time.perf_counter() - started, 1),
-    )
-
-
-def _check_vocabulary(qwq: QwQ, exam: Exam) -> None:
-    engine, vocab_size = qwq.engine, exam.reference.checkpoint.model.vocab_size
-    if engine.vocab_size != vocab_size:
-        raise QwqError(
-            f"{qwq.path}: has a vocabulary of {engine.vocab_size:,} tokens, the reference one of "
-            f"{vocab_size:,}; give the checkpoint it was made from as --reference"
-        )
-    ids = list(exam.passages[0].ids)
-    if engine.tokenize(exam.opening, parse_special=True) != ids:
-        raise QwqError(
-            f"{qwq.path}: its tokenizer gives other ids than the reference's; "
-            "give the checkpoint it was made from as --reference"
-        )
-
-
-def _score(qwq: QwQ, exam: Exam, on_progress: Progress) -> Iterator[TokenScores]:
-    for index, passage in enumerate(exam.passages):
-        start, stop = scored_rows(passage)
-        yield score_passage(
-            passage,
-            exam.reference.logits(index, start, stop),
-            rows_between(qwq.engine.logits(passage.ids), start, stop),
-        )
-        on_progress(f"{qwq.path.name}: divergence, passages", index + 1, len(exam.passages))
-
-
-def solve(
-    qwq: QwQ, problems: Sequence[Problem], settings: EvaluationSettings, *, on_progress: Progress
-) -> tuple[dict[str, Accuracy], list[Reply]]:
-    """Ask the problems in turn until the time is up: accuracy by kind, and the replies."""
-    n: Counter[str] = Counter()
-    n_correct: Counter[str] = Counter()
-    n_cut: Counter[str] = Counter()
-    replies: list[Reply] = []
-    deadline = time.perf_counter() + settings.task_seconds
-    for index, problem in enumerate(problems):
-        if time.perf_counter() > deadline:
-            break
-        events = qwq.reply(
-            problem.messages,
-            tools=problem.tools,
-            seed=settings.seed + index,
-            max_tokens=settings.max_tokens,
-        )
-        reply = collect(events)
-        replies.append(reply)
-        calls = [{"name": call.name, "arguments": call.arguments} for call in reply.tool_calls]
-        n[problem.kind] += 1
-        n_correct[problem.kind] += grade(problem, reply.answer, calls)
-        n_cut[problem.kind] += reply.finish_reason == "length"
-        on_progress(f"{qwq.path.name}: tasks, problems", index + 1, len(problems))
-    return {kind: Accuracy(n[kind], n_correct[kind], n_cut[kind]) for kind in n}, replies
-
-
-def _examples(qwq: QwQ, settings: EvaluationSettings) -> Iterator[tuple[str, Reply]]:
-    for question in QUESTIONS:
-        yield question, qwq.ask(question, seed=settings.seed, max_tokens=settings.max_tokens)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,33 @@ def test_summary_equals_plain_numpy() -> None:
     answer = np.concatenate([one.nll_nats[3:] for one in scores])
     assert parts["answer"].perplexity.value == pytest.approx(math.exp(answer.mean()))
     assert parts["reply"].n_passages == 5
+    assert parts["reply"].kl_q999_nats == pytest.approx(np.quantile(kl, 0.999))
+    every, reference = (
+        np.concatenate([getattr(one, name) for one in scores])
+        for name in ("nll_nats", "reference_nll_nats")
+    )
+    rms = np.sqrt(np.mean((np.exp(-every) - np.exp(-reference)) ** 2))
+    assert parts["reply"].rms_change.value == pytest.approx(rms)
+    ratio = parts["reply"].perplexity.value / parts["reply"].reference_perplexity.value
+    assert parts["reply"].perplexity_ratio.value == pytest.approx(ratio)
+
+
+def test_positions_count_from_the_prompt() -> None:
+    """Catches a long text whose far end, where rope may be wrong, is averaged away."""
+    far = replace(PASSAGE, ids=(7,) * 125 + PASSAGE.ids, n_prompt=125, answer_start=127, stop=130)
+    parts = summarize([score(far, [logits(0, 140)], [logits(1, 140)])])
+    assert parts["0 to 127"].n_tokens == 3
+    assert parts["128 to 511"].n_tokens == 2
+    assert "512 to 2047" not in parts
+
+
+def test_a_paired_ratio_knows_more_than_two_perplexities() -> None:
+    """Catches a ratio whose error forgets that both models read the same text."""
+    scores = [score(PASSAGE, [logits(i)], [logits(i) * np.float32(0.99)]) for i in range(20)]
+    reply = summarize(scores)["reply"]
+    assert reply.perplexity_ratio.standard_error is not None
+    assert reply.perplexity.standard_error is not None
+    assert reply.perplexity_ratio.standard_error < reply.perplexity.standard_error / 5
 
 
 def test_a_model_does_not_diverge_from_itself() -> None:
@@ -160,9 +188,14 @@ def test_a_part_without_tokens_is_absent() -> None:
     """Catches a mean over nothing."""
     one = score(PASSAGE, [logits(0)], [logits(1)])
     thought_only = TokenScores(
-        one.kl_nats, one.nll_nats, one.reference_nll_nats, one.same_top, one.is_answer & False
+        one.kl_nats,
+        one.nll_nats,
+        one.reference_nll_nats,
+        one.same_top,
+        one.is_answer & False,
+        one.first_position,
     )
-    assert set(summarize([thought_only])) == {"reply", "thought"}
+    assert set(summarize([thought_only])) == {"reply", "thought", "0 to 127"}
 
 
 def test_bad_streams_are_errors() -> None:

@@ -85,24 +85,14 @@ def test_a_check_is_remembered_until_the_file_is_made_again(tmp_path: Path) -> N
     assert not Manifest(tmp_path).is_checked(file)
 
 
-def test_results_are_kept_under_their_conditions(tmp_path: Path) -> None:
-    """Catches a result that is taken for one of other settings."""
-    file = tmp_path / "a.gguf"
-    Manifest(tmp_path).store_result(file, "these", {"kl": 1})
-    assert Manifest(tmp_path).stored_result(file, "these") == {"kl": 1}
-    assert Manifest(tmp_path).stored_result(file, "others") is None
-
-
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 99}', "\x00"])
 def test_a_damaged_memory_is_an_empty_one(tmp_path: Path, text: str) -> None:
     """Catches a crash on a file that was cut or is of another version."""
     touch(tmp_path / "manifest.json", text, 1)
-    touch(tmp_path / "results/a.gguf.json", text, 1)
     file = tmp_path / "a.gguf"
     touch(file, "one", 1_000)
     manifest = Manifest(tmp_path)
     assert manifest.origin_of(file) is None
-    assert manifest.stored_result(file, "x") is None
 
 
 def test_digest_ignores_the_order_of_keys() -> None:

@@ -34,10 +34,10 @@ def test_logits_equal_transformers(
                 expected = model(torch.tensor([ids])).logits[0].numpy()
             chunks = list(finished.logits(i))
             assert all(len(chunk) <= 2 for chunk in chunks)
-            np.testing.assert_allclose(np.concatenate(chunks), expected, rtol=0, atol=2e-4)
+            np.testing.assert_allclose(np.concatenate(chunks), expected, rtol=0, atol=2e-3)
             if len(ids) > 2:
                 part = np.concatenate(list(finished.logits(i, 1, len(ids) - 1)))
-                np.testing.assert_allclose(part, expected[1:-1], rtol=0, atol=2e-4)
+                np.testing.assert_allclose(part, expected[1:-1], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 1000])
@@ -48,4 +48,4 @@ def test_batches_do_not_matter(batch_tokens: int, tmp_path: Path) -> None:
         one = final_hidden_states(checkpoint, PASSAGES, batch_tokens=8)
         other = final_hidden_states(checkpoint, PASSAGES, batch_tokens=batch_tokens)
     for a, b in zip(one.hidden, other.hidden, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-3)  # the last of float16's 11 bits

@@ -1,0 +1,195 @@
+"""What files were like when they were found good: enough to pair a later file with each of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.checkpoint import Checkpoint, read_json_object
+from convert.errors import QwqError, UsageError
+from convert.gguf_header import read_header
+from convert.gguf_parts import read_model
+from convert.metadata_parity import metadata_differences
+from convert.provenance import RECIPE
+from convert.verify import verify_model
+from quant_eval.measurement import Measured
+from quant_eval.metrics import METRICS, samples_of, tails_of
+from quant_eval.paired import MIN_CLUSTERS, Sample
+from quant_eval.results import EvaluationSettings, Report, to_json, write_json
+
+FORMAT = 1
+AGAIN = "make the baseline again with `qwq eval baseline`"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a baseline.
+
+    recipe: what it was made by, "" where the file does not say. samples, tails: see metrics; what
+    has fewer clusters than MIN_CLUSTERS is left out.
+    differences: keys that differ from the checkpoint's, accepted with the file. weights: RMS error
+    of each tensor over its RMS weight; None for a folder.
+    """
+
+    name: str
+    sha256: str
+    recipe: str
+    tails: Mapping[str, float]
+    samples: Mapping[str, Sample]
+    differences: tuple[str, ...] | None
+    weights: Mapping[str, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The entries with all that their numbers depend on."""
+
+    model: str
+    checkpoint_sha256: str
+    evaluation_sha256: str
+    settings: EvaluationSettings
+    environment: Mapping[str, str]
+    entries: tuple[Entry, ...]
+
+
+def make_entry(measured: Measured, checkpoint: Checkpoint, *, threads: int | None) -> Entry:
+    """The entry of a file that was measured; raises GgufError where its tensors are damaged."""
+    tails = tails_of(measured)
+    is_gguf = measured.path.is_file()
+    if is_gguf:
+        checks = list(verify_model(measured.path, source=checkpoint, threads=threads))
+        broken = [check.message for check in checks if check.problem]
+        if broken:
+            raise QwqError(f"{broken[0]}; a baseline is made of sound files")
+    return Entry(
+        name=measured.path.name,
+        sha256=measured.sha256,
+        recipe=str(read_header(measured.path).metadata.get(RECIPE, "")) if is_gguf else "",
+        tails=tails,
+        samples={
+            name: sample
+            for name, sample in samples_of(measured, tails).items()
+            if len(sample.counts) >= MIN_CLUSTERS
+        },
+        differences=differences_of(measured.path, checkpoint) if is_gguf else None,
+        weights={one.tensor.name: one.error.relative for one in checks if one.error is not None}
+        if is_gguf
+        else None,
+    )
+
+
+def differences_of(path: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """In words, each key by which a GGUF file differs from its checkpoint."""
+    found = metadata_differences(read_model(path), checkpoint)
+    return tuple(f"{one.key} {one.words}" for one in found)
+
+
+def save_baseline(path: Path, report: Report, entries: Sequence[Entry]) -> None:
+    """Write entries with what the report says of the conditions; same input, same bytes."""
+    document = {
+        "format": FORMAT,
+        "model": report.model,
+        "checkpoint_sha256": report.checkpoint_sha256,
+        "evaluation_sha256": report.evaluation_sha256,
+        "settings": to_json(report.settings),
+        "environment": to_json(report.environment),
+        "entries": [_entry_to_json(entry) for entry in entries],
+    }
+    write_json(path, document)
+
+
+def load_baseline(path: Path) -> Baseline:
+    """Raises QwqError where there is none, or one of another format."""
+    if not path.is_file():
+        raise QwqError(f"{path}: no such file; {AGAIN}")
+    data = read_json_object(path)
+    if data.get("format") != FORMAT:
+        raise QwqError(f"{path}: has format {data.get('format')} and {FORMAT} is read; {AGAIN}")
+    try:
+        return Baseline(
+            model=data["model"],
+            checkpoint_sha256=data["checkpoint_sha256"],
+            evaluation_sha256=data["evaluation_sha256"],
+            settings=EvaluationSettings(**data["settings"]),
+            environment=data["environment"],
+            entries=tuple(map(_entry_from_json, data["entries"])),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise QwqError(f"{path}: is no baseline ({error!r}); {AGAIN}") from error
+
+
+def find_entry(baseline: Baseline, file: Path, against: str | None, source: Path) -> Entry:
+    """The entry named, or that of the file's own name, or the only one.
+
+    Raises UsageError that lists the entries where none of these is there.
+    """
+    wanted = against or file.name
+    names = [entry.name for entry in baseline.entries]
+    if wanted in names:
+        return baseline.entries[names.index(wanted)]
+    if against is None and len(names) == 1:
+        return baseline.entries[0]
+    raise UsageError(
+        f"{source}: has no entry {wanted}; choose one with --against: {', '.join(names)}"
+    )
+
+
+def _entry_to_json(entry: Entry) -> dict[str, Any]:
+    """Lists of numbers are strings with blanks between them, one a line of the file."""
+    data: dict[str, Any] = {
+        "name": entry.name,
+        "sha256": entry.sha256,
+        "recipe": entry.recipe,
+        "tails": {name: float(f"{value:.6g}") for name, value in entry.tails.items()},
+        "samples": {name: _sample_to_json(sample) for name, sample in entry.samples.items()},
+    }
+    if entry.differences is not None:
+        data["differences"] = list(entry.differences)
+    if entry.weights is not None:
+        data["weights"] = {
+            "tensors": " ".join(entry.weights),
+            "errors": " ".join(f"{error:.6g}" for error in entry.weights.values()),
+        }
+    return data
+
+
+def _entry_from_json(data: Mapping[str, Any]) -> Entry:
+    weights = data.get("weights")
+    differences = data.get("differences")
+    return Entry(
+        name=data["name"],
+        sha256=data["sha256"],
+        recipe=data["recipe"],
+        tails=data["tails"],
+        samples={
+            name: _sample_from_json(one) for name, one in data["samples"].items() if name in METRICS
+        },
+        differences=None if differences is None else tuple(differences),
+        weights=None
+        if weights is None
+        else dict(
+            zip(weights["tensors"].split(), map(float, weights["errors"].split()), strict=True)
+        ),
+    )
+
+
+CLUSTER_CHARACTERS = 16  # of a cluster's digest: enough to tell 100,000 apart
+
+
+def _sample_to_json(sample: Sample) -> dict[str, str]:
+    return {
+        "clusters": " ".join(name[:CLUSTER_CHARACTERS] for name in sample.counts),
+        "counts": " ".join(str(n) for n in sample.counts.values()),
+        "sums": " ".join(f"{sample.sums[name]:.6g}" for name in sample.counts),
+    }
+
+
+def _sample_from_json(data: Mapping[str, str]) -> Sample:
+    names = data["clusters"].split()
+    counts = dict(zip(names, map(int, data["counts"].split()), strict=True))
+    return Sample(dict(zip(names, map(float, data["sums"].split()), strict=True)), counts)
+
+
+def shortened(sample: Sample) -> Sample:
+    """With clusters under the names that a baseline keeps, and its precision."""
+    return _sample_from_json(_sample_to_json(sample))

@@ -1,0 +1,60 @@
+"""How a model's replies behave, whatever they say: what quantizing breaks before answers flip."""
+
+import statistics
+import unicodedata
+from collections.abc import Sequence
+
+from quant_eval.divergence import Estimate
+from quant_eval.paired import Sample
+from quant_eval.results import Attempt, Behaviour, share_error
+
+_OF_EVERY_LANGUAGE = frozenset({"LATIN", "GREEK", "MATHEMATICAL", "DOUBLE-STRUCK", "MICRO"})
+"""Scripts that formulas use too."""
+
+FLAGS = ("unfinished_thoughts", "empty_thoughts", "loops", "language_switches", "cut_replies")
+
+
+def flags_of(attempt: Attempt) -> dict[str, bool]:
+    """What went wrong in one reply, by the names in FLAGS."""
+    is_unfinished = "unfinished_thought" in attempt.notices
+    return {
+        "unfinished_thoughts": is_unfinished,
+        "empty_thoughts": not attempt.reasoning.strip(),
+        "loops": "repetition" in (*attempt.notices, attempt.finish_reason),
+        "language_switches": switches_language(
+            attempt.question, attempt.reasoning + attempt.answer
+        ),
+        "cut_replies": attempt.finish_reason == "length",
+    }
+
+
+def switches_language(question: str, reply: str) -> bool:
+    """Whether the reply has letters of a script that the question has not; Latin is in every one's.
+
+    Two languages of one script are not told apart.
+    """
+    return bool(_scripts(reply) - _scripts(question) - _OF_EVERY_LANGUAGE)
+
+
+def _scripts(text: str) -> set[str]:
+    """First words of the letters' Unicode names: LATIN, CJK, CYRILLIC and so on."""
+    return {unicodedata.name(one, "?").split()[0] for one in set(text) if one.isalpha()}
+
+
+def summarize_behaviour(attempts: Sequence[Attempt]) -> Behaviour | None:
+    """Of replies to problems; None where there are none."""
+    if not attempts:
+        return None
+    flags = [flags_of(attempt) for attempt in attempts]
+    shares = {}
+    for name in FLAGS:
+        n_with = sum(one[name] for one in flags)
+        shares[name] = Estimate(n_with / len(flags), share_error(n_with, len(flags)), len(flags))
+    lengths = Sample.of((one.problem, one.thought_tokens) for one in attempts).mean
+    assert lengths is not None
+    return Behaviour(
+        n_replies=len(attempts),
+        **shares,
+        thought_tokens=lengths,
+        first_token_s=statistics.median(one.first_token_s for one in attempts),
+    )

@@ -1,0 +1,203 @@
+"""Is a file worse than its baseline? Decided on bounds, with a stated rate of false alarms.
+
+A quantity has regressed where even the favourable bound of its paired difference is worse than the
+baseline by more than the metric's slack. The bounds of all quantities together are so wide that a
+file which is not worse fails in ALARM_RATE of all gates at most (Bonferroni). What a baseline has
+and the file lacks counts as unmeasured, and unmeasured is not passed.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from gguf import LlamaFileType
+
+from convert.checkpoint import Checkpoint
+from convert.errors import QwqError
+from convert.gguf_header import read_header
+from convert.verify import verify_model
+from quant_eval.baseline import AGAIN, Baseline, Entry, differences_of, shortened
+from quant_eval.measurement import Measured
+from quant_eval.metrics import METRICS, samples_of
+from quant_eval.paired import MIN_CLUSTERS, Sample, paired_difference, t_quantile
+from quant_eval.results import EvaluationSettings
+
+ALARM_RATE = 0.01
+MIN_SHARE_OF_CLUSTERS = 0.9
+WEIGHT_SLACK = 0.02  # of a tensor's relative error
+WEIGHT_FLOOR = 1e-6
+
+Verdict = Literal["passed", "regressed", "unmeasured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was held against the baseline or a limit, and in words what came out."""
+
+    name: str
+    verdict: Verdict
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The most that a type may cost, whatever the baseline: mean KL in nats, and top-1 share."""
+
+    kl_nats: float
+    top1: float | None
+
+
+LIMITS = {
+    "Q8_0": Limit(0.0015, 0.98),
+    "Q6_K": Limit(0.003, 0.975),
+    "Q5_K_M": Limit(0.008, None),
+    "Q4_K_M": Limit(0.025, 0.92),
+    "Q3_K_M": Limit(0.09, None),
+    "Q2_K": Limit(0.35, None),
+}
+"""Where to start with models of QwQ's size."""
+
+
+def judge_samples(
+    baseline: Mapping[str, Sample],
+    found: Mapping[str, Sample],
+    *,
+    alarm_rate: float = ALARM_RATE,
+) -> Iterator[Check]:
+    """Every quantity of the baseline, paired with the file's."""
+    names = [name for name in METRICS if name in baseline]
+    for name in names:
+        metric = METRICS[name]
+        before = baseline[name].mean
+        difference = paired_difference(
+            baseline[name], found.get(name, Sample({}, {})), of_shares=metric.of_replies
+        )
+        n_wanted = len(baseline[name].counts)
+        n = 0 if difference is None else difference.n
+        if (
+            before is None
+            or difference is None
+            or n < max(MIN_CLUSTERS, MIN_SHARE_OF_CLUSTERS * n_wanted)
+        ):
+            words = f"has {n} of the baseline's {n_wanted} passages or problems"
+            yield Check(metric.title, "unmeasured", words)
+            continue
+        worse = -difference.centre if metric.more_is_better else difference.centre
+        reach = difference.reach(1 - alarm_rate / len(names))
+        regressed = worse - reach > metric.slack * abs(before.value)
+        yield Check(
+            metric.title,
+            "regressed" if regressed else "passed",
+            f"was {before.value:.4g} and changed by {difference.value:+.3g}; it is worse by "
+            f"{worse - reach:.2g} to {worse + reach:.2g} (n = {n})",
+        )
+
+
+def judge_limit(limit: Limit, found: Mapping[str, Sample]) -> Iterator[Check]:
+    """Mean KL and top-1 agreement against fixed numbers, on their bounds too."""
+    allowed = {"kl": limit.kl_nats, "top1": limit.top1}
+    for name, number in allowed.items():
+        if number is None:
+            continue
+        metric = METRICS[name]
+        title = f"limit of {metric.title}"
+        mean = found[name].mean if name in found else None
+        n = len(found[name].counts) if name in found else 0
+        if mean is None or mean.standard_error is None or n < MIN_CLUSTERS:
+            yield Check(title, "unmeasured", f"has {n} passages to hold against {number:g}")
+            continue
+        reach = t_quantile(1 - ALARM_RATE / len(allowed), n - 1) * mean.standard_error
+        excess = number - mean.value if metric.more_is_better else mean.value - number
+        verdict: Verdict = "regressed" if excess - reach > 0 else "passed"
+        yield Check(title, verdict, f"is {mean.value:.4g} +- {reach:.2g} and may be {number:g}")
+
+
+def judge_differences(accepted: Sequence[str], found: Sequence[str]) -> Check:
+    """What the file says of itself against the checkpoint: sizes, rope, tokenizer, template."""
+    new = [words for words in found if words not in accepted]
+    if new:
+        return Check("metadata", "regressed", "; ".join(new))
+    return Check("metadata", "passed", "says what the checkpoint says")
+
+
+def judge_weights(accepted: Mapping[str, float], found: Mapping[str, float]) -> Check:
+    """Each tensor's error against the checkpoint; it is not sampled, so the slack alone counts."""
+    odd = sorted(accepted.keys() ^ found.keys())
+    if odd:
+        return Check("weights", "unmeasured", f"has other tensors than the baseline: {odd[0]}")
+    worse = [
+        f"{name} differs from the checkpoint by {found[name]:.3%}, was {accepted[name]:.3%}"
+        for name in accepted
+        if found[name] > accepted[name] * (1 + WEIGHT_SLACK) + WEIGHT_FLOOR
+    ]
+    if worse:
+        more = f"; and {len(worse) - 3} more" if len(worse) > 3 else ""
+        return Check("weights", "regressed", "; ".join(worse[:3]) + more)
+    return Check("weights", "passed", f"{len(accepted)} tensors are as close as they were")
+
+
+def settings_of_gate(baseline: Baseline, reply_seed: int | None) -> EvaluationSettings:
+    """The baseline's own, without a limit of time and with other replies where that is asked."""
+    settings = replace(baseline.settings, task_seconds=math.inf)
+    return settings if reply_seed is None else replace(settings, reply_seed=reply_seed)
+
+
+def gate_file(
+    measured: Measured, entry: Entry, checkpoint: Checkpoint, *, threads: int | None
+) -> list[Check]:
+    """All checks of a measured file against its entry of a baseline.
+
+    Weights and metadata are read unless the file is the baseline's, byte for byte.
+    """
+    found = samples_of(measured, entry.tails)
+    checks = list(judge_samples(entry.samples, {k: shortened(one) for k, one in found.items()}))
+    if measured.sha256 == entry.sha256:
+        return [*checks, Check("file", "passed", "is the baseline's, byte for byte")]
+    if entry.weights is None or entry.differences is None:
+        return checks
+    if not measured.path.is_file():
+        return [*checks, Check("weights", "unmeasured", "of a folder are not read")]
+    return [
+        *checks,
+        judge_differences(entry.differences, differences_of(measured.path, checkpoint)),
+        _check_weights(measured.path, entry.weights, checkpoint, threads),
+    ]
+
+
+def _check_weights(
+    path: Path, accepted: Mapping[str, float], checkpoint: Checkpoint, threads: int | None
+) -> Check:
+    tensors = list(verify_model(path, source=checkpoint, threads=threads))
+    problems = [f"{one.tensor.name} {one.problem}" for one in tensors if one.problem]
+    if problems:
+        return Check("weights", "regressed", "; ".join(problems[:3]))
+    found = {one.tensor.name: one.error.relative for one in tensors if one.error is not None}
+    return judge_weights(accepted, found)
+
+
+def check_conditions(baseline: Baseline, path: Path, *, checkpoint: str, text: str) -> None:
+    """Raise QwqError where the baseline was measured against something else."""
+    for what, here, there in (
+        ("checkpoint", checkpoint, baseline.checkpoint_sha256),
+        ("evaluation text", text, baseline.evaluation_sha256),
+    ):
+        if here != there:
+            raise QwqError(
+                f"{path}: was made with another {what}, of SHA-256 {there[:12]} and not "
+                f"{here[:12]}; {AGAIN}"
+            )
+
+
+def limit_of(path: Path) -> Limit:
+    """The limit for a GGUF file's own type. Raises QwqError where there is none."""
+    number = read_header(path).metadata.get("general.file_type") if path.is_file() else None
+    known = {int(one): one.name.removeprefix("MOSTLY_") for one in LlamaFileType}
+    name = known.get(number, "") if isinstance(number, int) else ""
+    if name not in LIMITS:
+        raise QwqError(
+            f"{path}: is of type {name or number}, for which there is no limit; "
+            f"there are some for {', '.join(LIMITS)}"
+        )
+    return LIMITS[name]

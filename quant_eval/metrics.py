@@ -1,0 +1,102 @@
+"""What two models are compared by: each quantity with which direction of it is worse."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant_eval.behaviour import FLAGS, flags_of
+from quant_eval.measurement import Measured
+from quant_eval.paired import Sample
+from quant_eval.tasks import TASKS
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A quantity; more of it is worse, or less of it where `more_is_better`.
+
+    slack: by which share of the baseline's value it may always be worse: what another processor's
+    rounding does to it. of_replies: it is the share of replies to which something applies.
+    """
+
+    title: str
+    more_is_better: bool = False
+    slack: float = 0.0
+    of_replies: bool = False
+
+
+TAILS = {"kl_above_q99": 0.99, "kl_above_q999": 0.999}
+"""Shares of tokens whose KL lies above a quantile of the first model's."""
+
+METRICS = {
+    "kl": Metric("mean KL, nats", slack=0.01),
+    "kl_thought": Metric("mean KL of thoughts, nats", slack=0.01),
+    "kl_answer": Metric("mean KL of answers, nats", slack=0.01),
+    "kl_above_q99": Metric("tokens above the first's 99 % KL", slack=0.01),
+    "kl_above_q999": Metric("tokens above the first's 99.9 % KL", slack=0.01),
+    "nll": Metric("log perplexity, nats"),
+    "top1": Metric("top-1 agreement", more_is_better=True),
+    "squared_change": Metric("mean squared change of probability", slack=0.01),
+    "solved": Metric("problems solved", more_is_better=True, of_replies=True),
+    **{
+        f"solved_{kind}": Metric(f"solved: {kind}", more_is_better=True, of_replies=True)
+        for kind in TASKS
+    },
+    **{flag: Metric(flag.replace("_", " "), of_replies=True) for flag in FLAGS},
+    "thought_tokens": Metric("tokens of a thought"),
+}
+
+
+def tails_of(measured: Measured) -> dict[str, float]:
+    """The quantiles of a model's KL over all tokens, by the names in TAILS."""
+    if not measured.scores:
+        return {}
+    kl = np.concatenate([scores.kl_nats for scores in measured.scores.values()])
+    return {name: float(np.quantile(kl, share)) for name, share in TAILS.items()}
+
+
+def samples_of(measured: Measured, tails: Mapping[str, float]) -> dict[str, Sample]:
+    """All quantities that were measured, by passage or by problem.
+
+    tails: the thresholds of the model that the comparison begins from.
+    """
+    samples = {}
+    for name, sample in _all_samples(measured, tails):
+        if sample.counts:
+            samples[name] = sample
+    return samples
+
+
+def _all_samples(measured: Measured, tails: Mapping[str, float]) -> Iterator[tuple[str, Sample]]:
+    scores = measured.scores
+    per_token: dict[str, dict[str, NDArray[Any]]] = {
+        "kl": {name: one.kl_nats for name, one in scores.items()},
+        "kl_thought": {name: one.kl_nats[~one.is_answer] for name, one in scores.items()},
+        "kl_answer": {name: one.kl_nats[one.is_answer] for name, one in scores.items()},
+        "nll": {name: one.nll_nats for name, one in scores.items()},
+        "top1": {name: one.same_top for name, one in scores.items()},
+        "squared_change": {name: one.squared_change for name, one in scores.items()},
+        **{
+            tail: {name: one.kl_nats > threshold for name, one in scores.items()}
+            for tail, threshold in tails.items()
+        },
+    }
+    for metric, passages in per_token.items():
+        filled = {name: values for name, values in passages.items() if len(values)}
+        yield (
+            metric,
+            Sample(
+                {name: float(values.sum()) for name, values in filled.items()},
+                {name: len(values) for name, values in filled.items()},
+            ),
+        )
+    attempts = measured.attempts
+    yield "solved", Sample.of((one.problem, bool(one.correct)) for one in attempts)
+    for kind in TASKS:
+        of_kind = (one for one in attempts if one.kind == kind)
+        yield f"solved_{kind}", Sample.of((one.problem, bool(one.correct)) for one in of_kind)
+    for flag in FLAGS:
+        yield flag, Sample.of((one.problem, flags_of(one)[flag]) for one in attempts)
+    yield "thought_tokens", Sample.of((one.problem, one.thought_tokens) for one in attempts)

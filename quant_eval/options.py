@@ -1,0 +1,102 @@
+"""Options that several commands share: one meaning for a flag everywhere."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from convert.checkpoint import Checkpoint
+    from quant_eval.results import EvaluationSettings
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads (default: by the machine and the model).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, no table.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no plan and no progress.")]
+_EVALUATION = "Evaluation"
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON Lines of conversations to score (default: built in).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Reply tokens to score, at most (default: 16384; large models 2048).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Problems = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Problems of each kind (default: 16; large models 0).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+TaskSeconds = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Begin no problem after so many seconds a file (default: 45).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Longest reply, thought included (default: 512; large models 256).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1 << 31,
+        help="Of problems and sampling (default: 0).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+ReferenceOption = Annotated[
+    str, typer.Option(help="The checkpoint that they were made from: folder or repository.")
+]
+States = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that `qwq eval reference` wrote (default: kept beside the results).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Replies = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Replies to each problem, each with its own seed (default: 1).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+ReplySeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1 << 31,
+        help="Of the sampling alone (default: --seed).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+
+
+def settings_for(checkpoint: "Checkpoint", **given: float | None) -> "EvaluationSettings":
+    """The settings for a model of this size with what was given on the command line."""
+    from quant_eval import pipeline
+    from quant_eval.suite import default_settings
+
+    settings = default_settings(pipeline.n_weights(checkpoint))
+    return replace(settings, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]

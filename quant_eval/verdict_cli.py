@@ -1,0 +1,326 @@
+"""`qwq eval compare`, `gate`, `baseline` and `reference`."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convert.errors import RegressionError, UsageError
+from convert.files import refuse_existing
+from quant_eval.options import (
+    AsJson,
+    MaxTokens,
+    Problems,
+    Quiet,
+    ReferenceOption,
+    Replies,
+    ReplySeed,
+    Seed,
+    States,
+    Text,
+    Threads,
+    Tokens,
+    settings_for,
+)
+from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convert.checkpoint import Checkpoint
+    from quant_eval.gate import Check
+    from quant_eval.measurement import Measured
+    from quant_eval.pipeline import Ask
+
+CONFIDENCE = 0.95
+UNLIMITED_S = 1e9  # a baseline is measured whole
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--out", help="Folder that keeps what was measured, so that it is not done twice."
+    ),
+]
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="GGUF file or GPTQ folder.")],
+    second: Annotated[Path, typer.Argument(help="What is held against it.")],
+    *,
+    reference: ReferenceOption,
+    states: States = None,
+    out: Out = Path("evaluation"),
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    text: Text = None,
+    tokens: Tokens = None,
+    problems: Problems = None,
+    replies: Replies = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    reply_seed: ReplySeed = None,
+) -> None:
+    """Show how two files differ: paired differences with 95 % confidence intervals."""
+    from quant_eval.metrics import METRICS, samples_of, tails_of
+    from quant_eval.paired import paired_difference
+    from quant_eval.pipeline import Ask
+
+    console = stderr_console(quiet=quiet)
+    with _opened(reference) as (checkpoint, n_threads):
+        settings = settings_for(
+            checkpoint,
+            n_tokens=tokens,
+            n_problems=problems,
+            n_replies=replies,
+            max_tokens=max_tokens,
+            seed=seed,
+            reply_seed=reply_seed,
+        )
+        ask = Ask(settings, text, states)
+        threads = threads or n_threads
+        a, b = _measured(checkpoint, [first, second], out, ask, threads, console)
+    tails = tails_of(a)
+    before, after = samples_of(a, tails), samples_of(b, tails)
+    rows = []
+    for name in METRICS:
+        if name not in before or name not in after:
+            continue
+        difference = paired_difference(
+            before[name], after[name], of_shares=METRICS[name].of_replies
+        )
+        means = before[name].mean, after[name].mean
+        if difference is None or means[0] is None or means[1] is None:
+            continue
+        low, high = difference.interval(CONFIDENCE)
+        worse, better = (high < 0, low > 0) if METRICS[name].more_is_better else (low > 0, high < 0)
+        rows.append(
+            {
+                "name": name,
+                "title": METRICS[name].title,
+                "first": means[0].value,
+                "second": means[1].value,
+                "difference": difference.value,
+                "low": low if math.isfinite(low) else None,
+                "high": high if math.isfinite(high) else None,
+                "n": difference.n,
+                "verdict": "worse" if worse else "better" if better else "",
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"confidence": CONFIDENCE, "differences": rows}, indent=2))
+    else:
+        _print_differences(rows, first, second)
+
+
+def _print_differences(rows: Sequence[dict[str, object]], first: Path, second: Path) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"{second.name} against {first.name}",
+        caption="paired by passage and problem, 95 % confidence intervals of the difference",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    for title in ("first", "second", "difference", "from", "to", "n"):
+        table.add_column(title, justify="right")
+    table.add_column("second is")
+    for row in rows:
+        numbers = (row[key] for key in ("first", "second", "difference", "low", "high"))
+        cells = ("" if number is None else f"{number:.4g}" for number in numbers)
+        table.add_row(str(row["title"]), *cells, str(row["n"]), str(row["verdict"]))
+    stdout_console().print(table)
+
+
+def gate(
+    file: Annotated[Path, typer.Argument(help="GGUF file or GPTQ folder.")],
+    *,
+    baseline: Annotated[
+        Path | None, typer.Option(help="What `qwq eval baseline` wrote.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Entry of the baseline (default: the file's name, or the only one)."),
+    ] = None,
+    limits: Annotated[
+        bool, typer.Option("--limits", help="Hold it against the limits for its type too.")
+    ] = False,
+    reference: ReferenceOption,
+    states: States = None,
+    out: Out = Path("evaluation"),
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    text: Text = None,
+    reply_seed: ReplySeed = None,
+) -> None:
+    """Exit with 3 where a file is worse than its baseline, and name what regressed.
+
+    It is measured with the baseline's own settings and without a limit of time.
+    """
+    from quant_eval import gate as rules
+    from quant_eval.baseline import find_entry, load_baseline
+    from quant_eval.manifest import Manifest
+    from quant_eval.metrics import samples_of
+    from quant_eval.pipeline import Ask
+    from quant_eval.suite import read_evaluation_text
+
+    if baseline is None and not limits:
+        raise UsageError("gate: nothing to hold the file against; give --baseline or --limits")
+    limit = rules.limit_of(file) if limits else None
+    console = stderr_console(quiet=quiet)
+    checks: list[Check] = []
+    with _opened(reference) as (checkpoint, n_threads):
+        settings = settings_for(checkpoint)
+        entry = None
+        if baseline is not None:
+            accepted = load_baseline(baseline)
+            entry = find_entry(accepted, file, against, baseline)
+            rules.check_conditions(
+                accepted,
+                baseline,
+                checkpoint=Manifest(out).checkpoint_sha256(checkpoint.path),
+                text=read_evaluation_text(text)[1],
+            )
+            settings = rules.settings_of_gate(accepted, reply_seed)
+        ask = Ask(settings, text, states)
+        (measured,) = _measured(checkpoint, [file], out, ask, threads or n_threads, console)
+        if entry is not None:
+            checks += rules.gate_file(measured, entry, checkpoint, threads=threads)
+    if limit is not None:
+        checks += rules.judge_limit(limit, samples_of(measured, {}))
+    failed = [check for check in checks if check.verdict != "passed"]
+    if as_json:
+        document = {
+            "file": str(file),
+            "passed": not failed,
+            "alarm_rate": rules.ALARM_RATE,
+            "checks": [asdict(check) for check in checks],
+        }
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        for check in checks:
+            typer.echo(f"{check.verdict:<10}  {check.name}: {check.words}")
+    if failed:
+        names = ", ".join(f"{check.name} ({check.verdict})" for check in failed)
+        raise RegressionError(
+            f"{file}: not passed: {names}; `qwq eval compare` shows it beside another file"
+        )
+    typer.echo(
+        f"passed; a file that is no worse fails in at most {rules.ALARM_RATE:.0%} of gates",
+        err=True,
+    )
+
+
+def baseline(
+    files: Annotated[list[Path], typer.Argument(help="GGUF files and GPTQ folders found good.")],
+    *,
+    reference: ReferenceOption,
+    save: Annotated[Path, typer.Option(help="The baseline's own file.")] = Path("baseline.json"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an older one.")] = False,
+    states: States = None,
+    out: Out = Path("evaluation"),
+    threads: Threads = None,
+    quiet: Quiet = False,
+    text: Text = None,
+    tokens: Tokens = None,
+    problems: Problems = None,
+    replies: Replies = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+) -> None:
+    """Measure files and keep what `qwq eval gate` holds later ones against."""
+    from quant_eval.baseline import make_entry, save_baseline
+    from quant_eval.manifest import Manifest
+    from quant_eval.pipeline import Ask, make_report
+
+    refuse_existing(save, force=force)
+    console = stderr_console(quiet=quiet)
+    with _opened(reference) as (checkpoint, n_threads):
+        settings = settings_for(
+            checkpoint,
+            n_tokens=tokens,
+            n_problems=problems,
+            n_replies=replies,
+            max_tokens=max_tokens,
+            seed=seed,
+            task_seconds=UNLIMITED_S,
+        )
+        ask = Ask(settings, text, states)
+        measured = _measured(checkpoint, files, out, ask, threads or n_threads, console)
+        entries = [make_entry(one, checkpoint, threads=threads) for one in measured]
+        save_baseline(save, make_report(checkpoint, Manifest(out), ask, measured), entries)
+    typer.echo(save)
+
+
+def reference(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: folder or repository.")],
+    *,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the states.")] = Path(
+        "reference"
+    ),
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    text: Text = None,
+    tokens: Tokens = None,
+) -> None:
+    """Run the unquantized model over the evaluation text once, and keep its hidden states.
+
+    One layer is in memory at a time. The states belong to the checkpoint's weights, tokenizer and
+    template and to the text; for anything else they are refused.
+    """
+    from quant_eval import pipeline
+    from quant_eval.manifest import Manifest
+
+    console = stderr_console(quiet=quiet)
+    with _opened(checkpoint) as (opened, n_threads), progress(console) as on_progress:
+        settings = settings_for(opened, n_tokens=tokens)
+        binding = pipeline.bind(opened, Manifest(out), text, settings.n_tokens)
+        pipeline.keep_reference(
+            opened, out, binding, text, threads=threads or n_threads, on_progress=on_progress
+        )
+    if as_json:
+        typer.echo(json.dumps({"folder": str(out), **asdict(binding)}, indent=2))
+    else:
+        typer.echo(out)
+
+
+@contextmanager
+def _opened(reference: str) -> Iterator[tuple["Checkpoint", int]]:
+    """The checkpoint, and how many threads suit its size."""
+    from convert.checkpoint import Checkpoint
+    from quant_eval import pipeline
+    from qwq_local.hub import resolve_model
+
+    hush_libraries()
+    with Checkpoint.open(resolve_model(reference)) as checkpoint:
+        yield checkpoint, pipeline.engine_threads(checkpoint, None)
+
+
+def _measured(
+    checkpoint: "Checkpoint",
+    paths: Sequence[Path],
+    out: Path,
+    ask: "Ask",
+    threads: int,
+    console: "Console",
+) -> "list[Measured]":
+    """All files measured; raises the first error."""
+    from quant_eval import pipeline
+    from quant_eval.manifest import Manifest
+
+    with progress(console) as on_progress:
+        measured, failures = pipeline.measure(
+            checkpoint, paths, Manifest(out), ask, threads=threads, on_progress=on_progress
+        )
+    if failures:
+        raise failures[0]
+    return measured
