@@ -132,10 +132,13 @@ def encode_with_libggml(
 
 @cache
 def _lane_encoder() -> Encoder | None:
-    """Load our encoders; None, with a warning, where numba does not run."""
+    """Load our encoders; None, with a warning, where numba does not run.
+
+    It raises RuntimeError where there is no folder in which it may keep machine code.
+    """
     try:
         from convert import lane_encoders
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         _LOGGER.warning("numba does not load (%s): encoding by libggml, same bytes, slower", error)
         return None
     lane_encoders.forget_stale_code()

@@ -186,17 +186,23 @@ def test_the_faster_encoder_is_chosen() -> None:
         assert choose_encoder(quant_type, 1 << 20) is not encode_with_libggml
 
 
+@pytest.mark.parametrize("error", [ImportError("needs another numpy"), RuntimeError("no folder")])
 def test_libggml_where_numba_does_not_load(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An environment where numba fails still converts, and says why it is slow."""
-    rows = np.ones((600, 256), np.float32)
+
+    def fail(**options: object) -> None:
+        raise error
+
+    rows = np.random.default_rng(4).standard_normal((600, 256), dtype=np.float32)
     expected = encode_rows(rows, QuantType.Q4_K)
     monkeypatch.setattr(encode, "_lane_encoder", encode._lane_encoder.__wrapped__)
     monkeypatch.delattr(sys.modules["convert"], "lane_encoders")
-    monkeypatch.setitem(sys.modules, "convert.lane_encoders", None)
+    monkeypatch.delitem(sys.modules, "convert.lane_encoders")
+    monkeypatch.setattr("numba.njit", fail)
     assert choose_encoder(QuantType.Q4_K, 1 << 20) is encode_with_libggml
-    assert "numba does not load" in caplog.text
+    assert f"numba does not load ({error})" in caplog.text
     np.testing.assert_array_equal(encode_rows(rows, QuantType.Q4_K), expected)
 
 
