@@ -49,7 +49,7 @@ format: $(READY) ## lay the code out
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-encoders bench-convert ## run all benchmarks; docs/LOG.md holds their figures
+bench: bench-encoders bench-convert bench-calibrate ## run all benchmarks; docs/LOG.md holds their figures
 
 bench-encoders: $(READY) ## compare our block encoders with three builds of ggml's: bytes and speed
 	@$(BIN)/python benchmarks/encoders.py
@@ -57,10 +57,13 @@ bench-encoders: $(READY) ## compare our block encoders with three builds of ggml
 bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and llama.cpp's quantizer
 	@$(BIN)/python benchmarks/one_pass.py
 
+bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding, GPTQ and GPTQModel: KL, time, memory
+	@$(BIN)/python benchmarks/calibration.py --gptqmodel
+
 constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 	@$(BIN)/python scripts/constraints.py
 
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval test lint format bench bench-encoders bench-convert constraints clean
+.PHONY: help setup quantize eval test lint format bench bench-encoders bench-convert bench-calibrate constraints clean

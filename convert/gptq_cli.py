@@ -124,6 +124,12 @@ def gptq_command(
                 on_progress=on_progress,
             )
         elapsed_s = time.monotonic() - start_s
+    n_columns = opened.model.intermediate_size
+    if result.n_calibration_tokens < n_columns:
+        console.print(
+            f"calibrated on {result.n_calibration_tokens:,} tokens for up to {n_columns:,} columns "
+            "of a linear: fewer than columns overfit; more --tokens would help"
+        )
     for linear, damp in result.raised_damp.items():
         console.print(f"{linear}: its Hessian needed damping {damp:g}; more tokens may help")
     console.print(

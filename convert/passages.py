@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.calibration import (
+    Conversation,
     Passage,
     PlainText,
     TokenBatch,
@@ -30,9 +31,11 @@ BATCH_TOKENS = 2048
 
 
 def built_in_passages() -> list[Passage]:
-    """The set that comes with the package."""
-    with as_file(files("convert") / "data" / "calibration.jsonl") as path:
-        return [*load_conversations(path)]
+    """The sets that come with the package, evenly mixed, so that any first part has of both.
+
+    nano-qwq's kinds of problems; and mathematics, code, choice, tools, prose, several languages.
+    """
+    return _mixed(*(_built_in(name) for name in ("calibration.jsonl", "general.jsonl")))
 
 
 def load_passages(path: Path) -> list[Passage]:
@@ -85,6 +88,17 @@ def calibration_batches(
     """calibration_sequences() in batches."""
     sequences = calibration_sequences(checkpoint, passages, n_tokens=n_tokens)
     return token_batches(sequences, batch_tokens=batch_tokens)
+
+
+def _built_in(name: str) -> list[Conversation]:
+    with as_file(files("convert") / "data" / name) as path:
+        return load_conversations(path)
+
+
+def _mixed(*sets: Sequence[Passage]) -> list[Passage]:
+    """All passages, those of each set in their order and spread over the whole."""
+    places = [(i / len(one), number, i) for number, one in enumerate(sets) for i in range(len(one))]
+    return [sets[number][i] for _, number, i in sorted(places)]
 
 
 def _sequences(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sequence[int]]:

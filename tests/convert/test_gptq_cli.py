@@ -36,6 +36,7 @@ def test_a_folder_is_written(small: Path, tmp_path: Path) -> None:
     assert "bits per weight" in run.stderr
     assert "calibration tokens" in run.stderr
     assert "7 linears in" in run.stderr
+    assert "300 tokens for up to 512 columns" in " ".join(run.stderr.split())
     assert (
         json.loads((out / "quantize_config.json").read_text())["meta"]["calibration_tokens"] == 300
     )

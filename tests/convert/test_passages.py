@@ -13,6 +13,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.imatrix import read_imatrix
 from convert.passages import built_in_passages, load_passages
+from quant_eval.suite import read_evaluation_text
 from qwq_local.cli import main
 
 PROMPT = {"role": "user", "content": "What is 2 + 3?"}
@@ -121,6 +122,20 @@ def test_the_program(
     assert set(imatrix.counts.values()) == {calibration.n_tokens}
 
 
-def test_the_built_in_set_is_there() -> None:
-    """Catches a package built without its data."""
-    assert len(built_in_passages()) > 100
+def test_the_built_in_set_has_all_kinds_from_early_on() -> None:
+    """Catches a package built without its data, and a set whose first part is of one kind."""
+    passages = [one for one in built_in_passages() if isinstance(one, Conversation)]
+    assert len({one.digest for one in passages}) > 200
+    kinds = {"arithmetic", "mathematics", "code", "choice", "tools", "prose", "chinese", "german"}
+    assert kinds <= {one.kind for one in passages}
+    assert len({one.kind for one in passages[:40]}) > 8
+    assert all(one.reasoning and one.answer for one in passages)
+
+
+def test_nothing_is_both_calibrated_and_evaluated_on() -> None:
+    """Catches a score that says how well the calibration text is remembered."""
+    evaluated, _ = read_evaluation_text(None)
+    digests = {one.digest for one in built_in_passages()}
+    assert digests.isdisjoint(one.digest for one in evaluated)
+    prompts = {str(one.messages) for one in built_in_passages() if isinstance(one, Conversation)}
+    assert prompts.isdisjoint(str(one.messages) for one in evaluated)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import convert
 from convert.calibrate import open_calibration
 from convert.calibrate_cli import app as calibrate_app
 from convert.checkpoint import Checkpoint
@@ -27,9 +28,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(source: Path) -> Path:
     folder = source.parent / "calibration"
-    arguments = [str(source), "-o", str(folder), "--hessians", "--hessian-tokens", "2500", "-q"]
+    text = Path(convert.__file__).parent / "data" / "calibration.jsonl"
+    arguments = ("-o", folder, "--text", text, "--tokens", 3000, "--hessian-tokens", 2500)
     CliRunner().invoke(
-        calibrate_app, [*arguments, "--tokens", "3000", "--device", "cpu"], catch_exceptions=False
+        calibrate_app,
+        [*map(str, (source, *arguments)), "--hessians", "--device", "cpu", "-q"],
+        catch_exceptions=False,
     )
     return folder
 
