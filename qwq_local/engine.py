@@ -111,6 +111,15 @@ class Engine(Protocol):
     ) -> Iterator[NDArray[np.float32]]:
         """Logits at every position of the ids, in order, as chunks of (n, vocab_size)."""
 
+    def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
+        """What the kv_cache holds of these ids' beginning, for import_cache of the same model."""
+
+    def import_cache(self, ids: Sequence[int], state: bytes, *, rope: Yarn | None = None) -> None:
+        """Fill the kv_cache with what was exported for these ids.
+
+        Raises QwqError where the state does not belong to this model.
+        """
+
     def close(self) -> None:
         """Free the memory; the engine is of no use afterwards. A second call does nothing."""
 

@@ -1,8 +1,10 @@
 """A model on this machine: its template makes the prompt, its engine the reply."""
 
+import hashlib
 import logging
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from convert.errors import ContextError, QwqError
@@ -12,6 +14,8 @@ from qwq_local.engine import Engine, shared_prefix
 from qwq_local.messages import Message
 from qwq_local.reply import Event, Notice
 from qwq_local.respond import Request, respond, rope_notice
+from qwq_local.rope import Yarn
+from qwq_local.saved import identify
 from qwq_local.stream import Control
 from qwq_local.turn import Turn
 
@@ -25,8 +29,11 @@ class LocalModel:
     repair_template: whether a template that opens no thought is mended, or refused.
     """
 
-    def __init__(self, engine: Engine, description: Description, *, repair_template: bool) -> None:
+    def __init__(
+        self, engine: Engine, description: Description, path: Path, *, repair_template: bool
+    ) -> None:
         self.engine = engine
+        self._path = path
         self.description = description
         self.sampling = description.sampling
         self._repair_template = repair_template
@@ -83,6 +90,31 @@ class LocalModel:
             )
             self._warmer.start()
 
+    def bound_to(self) -> dict[str, str]:
+        """By what this model is told from others, for sessions that are saved."""
+        template = hashlib.sha256(self.description.template.encode()).hexdigest()
+        return {"model": identify(self._path), "template": template}
+
+    def export_cache(self, turn: Turn, role: str) -> tuple[list[int], bytes]:
+        """What warm would read, and the kv_cache of it."""
+        self.warm(turn, role)
+        self.wait_until_warm()
+        ids = self._next_prefix(turn, role)
+        return ids, self.engine.export_cache(ids, rope=self._rope(turn, ids))
+
+    def import_cache(self, turn: Turn, role: str, ids: list[int], state: bytes) -> None:
+        """Raises QwqError where the ids are not those of the conversation."""
+        if ids != self._next_prefix(turn, role):
+            raise QwqError(
+                "session: its ids are not those of its messages, so the kv_cache is of no use; "
+                "load it with cache=False"
+            )
+        self.engine.import_cache(ids, state, rope=self._rope(turn, ids))
+
+    def _rope(self, turn: Turn, ids: list[int]) -> Yarn | None:
+        plan = self.engine.rope_plan
+        return plan.yarn if turn.yarn else plan.rope_for(len(ids))
+
     def wait_until_warm(self) -> None:
         """Return when there is nothing left to read ahead."""
         with self._lock:
@@ -100,10 +132,8 @@ class LocalModel:
     def _warm(self, turn: Turn, role: str, stop: threading.Event) -> None:
         try:
             ids = self._next_prefix(turn, role)
-            plan = self.engine.rope_plan
-            rope = plan.yarn if turn.yarn else plan.rope_for(len(ids))
-            if len(ids) < plan.context_length:
-                for _ in self.engine.prefill(ids, rope=rope):
+            if len(ids) < self.engine.rope_plan.context_length:
+                for _ in self.engine.prefill(ids, rope=self._rope(turn, ids)):
                     if stop.is_set():
                         return
         except QwqError as error:

@@ -35,7 +35,7 @@ class QwQ:
         repair_template: bool = True,
     ) -> None:
         self._model: LocalModel | RemoteModel = LocalModel(
-            engine, description, repair_template=repair_template
+            engine, description, path, repair_template=repair_template
         )
         self.path: Path | str = path
         self.name = description.name
@@ -160,6 +160,16 @@ class QwQ:
             on_progress=on_progress,
         )
         return Stream(lambda control: self._model.reply(turn, control))
+
+    def load_session(
+        self, path: str | Path, *, tools: Sequence[Tool] = (), cache: bool = True
+    ) -> Session:
+        """A session that was saved with this model, with its kv_cache if that was saved.
+
+        tools: Python functions anew, which no file can hold; without any, the saved descriptions.
+        Raises QwqError where the file is damaged or of another model, template or kv_cache.
+        """
+        return Session.load(self._model, Path(path), tools=tools, cache=cache)
 
     def wait_until_idle(self) -> None:
         """Return when the next turns are prepared, for who wants to measure."""

@@ -70,6 +70,18 @@ class RemoteModel:
     def warm(self, _turn: Turn, _role: str) -> None:
         """The server's own business."""
 
+    def bound_to(self) -> dict[str, str]:
+        """By what this model is told from others, for sessions that are saved."""
+        return {"model": self.name}
+
+    def export_cache(self, _turn: Turn, _role: str) -> tuple[list[int], bytes]:
+        """The kv_cache is the server's."""
+        raise UsageError(f"{self._server.url}: a server keeps its kv_cache; save without it")
+
+    def import_cache(self, _turn: Turn, _role: str, _ids: list[int], _state: bytes) -> None:
+        """The kv_cache is the server's."""
+        raise UsageError(f"{self._server.url}: a server keeps its kv_cache; load without it")
+
     def wait_until_warm(self) -> None:
         """The server's own business."""
 

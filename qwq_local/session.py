@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, get_args
 
 from convert.errors import UsageError
 from qwq_local.engine import OnProgress
@@ -14,6 +15,7 @@ from qwq_local.functions import Function, as_text, call_function, describe_funct
 from qwq_local.messages import Message, normalise
 from qwq_local.reply import Answer, Done, Event, Notice, Reasoning, Reply, ToolCall
 from qwq_local.sampling import MAX_SEED, Sampling, choose_seed
+from qwq_local.saved import Saved, read_saved, write_saved
 from qwq_local.stream import AsyncStream, Control, Stream
 from qwq_local.turn import Limits, Turn
 
@@ -153,6 +155,66 @@ class Session:
                 )
             self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
+    def save(self, path: str | Path, *, cache: bool = False, force: bool = False) -> None:
+        """Write the conversation to a file, whole or not at all.
+
+        cache: also the kv_cache, with which the next turn needs no prefill; it takes the memory of
+        the tokens so far. Raises OutputExistsError unless force, UsageError during a reply.
+        """
+        with self._lock:
+            self._check_idle()
+        ids: list[int] = []
+        state = b""
+        if cache and self._messages:
+            ids, state = self._model.export_cache(self._next_turn(), self._next_role())
+        fields = {
+            "messages": self._messages,
+            "tools": self._tools,
+            "sampling": dataclasses.asdict(self._sampling),
+            "seed": self._seed,
+            "overflow": self._overflow,
+            "n_dropped": self._n_dropped,
+            "yarn": self._yarn,
+            "ids": ids,
+        }
+        write_saved(Path(path), Saved(fields, self._model.bound_to(), state), force=force)
+
+    @classmethod
+    def load(
+        cls,
+        model: LocalModel | RemoteModel,
+        path: Path,
+        *,
+        tools: Sequence[Tool] = (),
+        cache: bool = True,
+    ) -> Self:
+        """What QwQ.load_session does."""
+        saved = read_saved(path, model.bound_to())
+        fields = saved.fields
+        session = cls(
+            model,
+            tools=tools or fields["tools"],
+            sampling=Sampling(**fields["sampling"]),
+            seed=fields["seed"],
+            overflow=fields["overflow"],
+        )
+        session._messages = fields["messages"]
+        session._n_dropped, session._yarn = fields["n_dropped"], fields["yarn"]
+        if saved.state and cache:
+            turn, role = session._next_turn(), session._next_role()
+            model.import_cache(turn, role, fields["ids"], saved.state)
+        return session
+
+    def _next_turn(self) -> Turn:
+        """What the next reply begins from, as far as it is known."""
+        messages = normalise(self._messages)
+        n_system = int(messages[0]["role"] == "system")
+        shown = [*messages[:n_system], *messages[n_system + self._n_dropped :]]
+        return Turn(shown, self._sampling, self._seed, tools=self._tools, yarn=self._yarn)
+
+    def _next_role(self) -> str:
+        return "tool" if self._open_calls() else "user"
+
     def _reply(
         self, text: str | None, limits: Limits, on_progress: OnProgress | None, control: Control
     ) -> Generator[Event]:
@@ -203,10 +265,7 @@ class Session:
                 self._messages = [*messages, reply]
                 self._n_dropped = n_dropped
                 self._yarn |= any(isinstance(e, Notice) and e.kind == "rope" for e in events)
-            turn = dataclasses.replace(
-                turn, messages=[*turn.messages, *normalise([reply])], yarn=self._yarn
-            )
-            self._model.warm(turn, "tool" if "tool_calls" in reply else "user")
+            self._model.warm(self._next_turn(), self._next_role())
         yield done
 
     def _fitted(self, turn: Turn) -> tuple[Turn, int]:

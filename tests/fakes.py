@@ -88,6 +88,12 @@ class FakeEngine:
     ) -> Iterator[NDArray[np.float32]]:
         yield np.zeros((len(ids), self.vocab_size), dtype=np.float32)
 
+    def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
+        return bytes(8)
+
+    def import_cache(self, ids: Sequence[int], state: bytes, *, rope: Yarn | None = None) -> None:
+        self.imported = state
+
     def close(self) -> None:
         self.replies.clear()
 

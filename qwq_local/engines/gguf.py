@@ -133,6 +133,7 @@ class GgufEngine(EngineLoop):
     def close(self) -> None:
         with self._lock:
             self._free_context()
+            self.stash.clear()
             if self._model is not None:
                 self._llama.llama_model_free(self._model)
                 self._model = None
@@ -207,6 +208,22 @@ class GgufEngine(EngineLoop):
         memory = self._llama.llama_get_memory(self._open_context())
         removed = self._llama.llama_memory_seq_rm(memory, 0, n_kept, -1)
         assert removed, "a kv_cache of attention layers can be cut anywhere"
+
+    def _export(self) -> bytes:
+        context = self._open_context()
+        nbytes = self._llama.llama_state_seq_get_size(context, 0)
+        buffer = (ctypes.c_uint8 * nbytes)()
+        n_written = self._llama.llama_state_seq_get_data(context, buffer, nbytes, 0)
+        return bytes(memoryview(buffer)[:n_written])
+
+    def _import(self, state: bytes) -> None:
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        context = self._open_context()
+        if not self._llama.llama_state_seq_set_data(context, buffer, len(state), 0):
+            raise QwqError(
+                f"{self._path}: llama.cpp refuses the saved kv_cache ({_why()}); load the session "
+                "without it"
+            )
 
     def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
         self._batch_ids[: len(ids)] = ids

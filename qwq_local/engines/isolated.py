@@ -101,6 +101,12 @@ class IsolatedEngine:
         for message in self._stream("logits", list(ids), _fields(rope)):
             yield np.frombuffer(message.data, dtype=np.float32).reshape(-1, self.vocab_size)
 
+    def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
+        return self._request("export_cache", list(ids), _fields(rope)).data
+
+    def import_cache(self, ids: Sequence[int], state: bytes, *, rope: Yarn | None = None) -> None:
+        self._request("import_cache", list(ids), _fields(rope), data=state)
+
     def close(self) -> None:
         self._closed = True
         child = self._child
@@ -124,7 +130,9 @@ class IsolatedEngine:
             if self._child is child and not self._closed:
                 self._request("drop", stream, of=child)
 
-    def _request(self, name: str, *arguments: Any, of: Child | None = None) -> Message:
+    def _request(
+        self, name: str, *arguments: Any, of: Child | None = None, data: bytes = b""
+    ) -> Message:
         """Call over there. of: the process that must still be the one to ask."""
         with self._lock:
             if self._closed:
@@ -136,7 +144,7 @@ class IsolatedEngine:
             if of is not None and of is not child:
                 raise EngineError(f"{self._path}: its process died meanwhile; ask again")
             try:
-                self._send(child, [name, *arguments])
+                self._send(child, [name, *arguments], data)
                 message = self._receive(child)
             except EngineError:
                 self._forget()
@@ -160,13 +168,13 @@ class IsolatedEngine:
                 self._forget()
         return progress
 
-    def _send(self, child: Child, request: Any) -> None:
+    def _send(self, child: Child, request: Any, data: bytes) -> None:
         done = False
         try:
             while self._n_unread:
                 child.receive()
                 self._n_unread -= 1
-            child.send(request)
+            child.send(request, data)
             done = True
         finally:
             if not done:
@@ -215,7 +223,9 @@ def serve(channel: Channel) -> None:
     channel.send(about)
     calls = _Calls(engine)
     while True:
-        name, *arguments = channel.receive().value
+        request = channel.receive()
+        name, *arguments = request.value
+        calls.data = request.data
         try:
             value, data = getattr(calls, name)(*arguments)
         except QwqError as error:
@@ -224,10 +234,11 @@ def serve(channel: Channel) -> None:
 
 
 class _Calls:
-    """What can be called; each gives a value and bytes."""
+    """What can be called; each gives a value and bytes. data: the bytes beside the arguments."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        self.data = b""
         self._streams: dict[int, Any] = {}
         self._numbers = itertools.count()
 
@@ -242,6 +253,13 @@ class _Calls:
 
     def n_cached(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
         return self._engine.n_cached(ids, rope=_yarn(rope)), b""
+
+    def export_cache(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
+        return None, self._engine.export_cache(ids, rope=_yarn(rope))
+
+    def import_cache(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
+        self._engine.import_cache(ids, self.data, rope=_yarn(rope))
+        return None, b""
 
     def open(self, name: str, arguments: list[Any]) -> tuple[Any, bytes]:
         number = next(self._numbers)

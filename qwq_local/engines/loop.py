@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from convert.errors import QwqError
 from qwq_local.engine import Generation, shared_prefix
+from qwq_local.engines.stash import Stash, Stashed
 from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
 
@@ -22,6 +24,9 @@ Kernels round differently by the size of a batch. So a prompt is always read as 
 unit and then its tail, and neither a tail nor what was decoded is ever reused: a reply comes out
 the same, bit for bit on a CPU, whatever was in the kv_cache before.
 """
+WORTH_STASHING = 256
+"""So many positions of the kv_cache are copied aside rather than read again."""
+_STASH_PART = 8  # of the memory that is free when the engine starts
 MAX_LOGITS_IN_CHUNK = 1 << 25  # 128 MiB of float32
 
 
@@ -50,6 +55,7 @@ class EngineLoop(ABC):
         self.vocab_size = vocab_size
         self.rope_plan = rope_plan
         self.n_logits_rows = n_logits_rows(vocab_size)
+        self.stash = Stash(psutil.virtual_memory().available // _STASH_PART)
         self._lock = threading.Lock()
         self._rope = rope_plan.rope_for(1)
         self._sequence: list[int] = []  # the kv_cache holds its first _n_filled ids,
@@ -78,9 +84,37 @@ class EngineLoop(ABC):
     ) -> AbstractContextManager[Sampler]:
         """A sampler for one reply."""
 
+    @abstractmethod
+    def _export(self) -> bytes:
+        """The kv_cache as it is."""
+
+    @abstractmethod
+    def _import(self, state: bytes) -> None:
+        """Make the empty kv_cache what was exported. Raises QwqError where that cannot be."""
+
     def n_cached(self, ids: Sequence[int], *, rope: Yarn | None = None) -> int:
         with self._lock:
-            return self._n_shared(ids, rope)
+            n_shared = self._n_shared(ids, rope)
+            n_stashed, _ = self._stashed(ids, rope, n_shared)
+            return max(n_shared, n_stashed)
+
+    def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
+        with self._lock:
+            self._restart(list(ids), rope, self._n_shared(ids, rope))
+            return self._n_filled.to_bytes(8, "little") + self._export()
+
+    def import_cache(self, ids: Sequence[int], state: bytes, *, rope: Yarn | None = None) -> None:
+        n_held = int.from_bytes(state[:8], "little")
+        if len(state) < 8 or n_held > len(ids) or n_held % REUSE_UNIT:
+            raise QwqError(
+                f"kv_cache: a state of {n_held:,} ids was saved for {len(ids):,}, so it is "
+                "damaged; load the session without it"
+            )
+        with self._lock:
+            self._restart([], rope, 0)
+            self._import(state[8:])
+            self._sequence = list(ids[:n_held])
+            self._n_filled = self._n_reusable = n_held
 
     def prefill(self, ids: Sequence[int], *, rope: Yarn | None = None) -> Iterator[int]:
         sequence = list(ids)
@@ -166,13 +200,39 @@ class EngineLoop(ABC):
             self._n_filled += len(chunk)
 
     def _restart(self, sequence: list[int], rope: Yarn | None, n_kept: int) -> None:
+        """Keep the first positions, or what the stash has, for a sequence that begins alike."""
+        if self._n_reusable - n_kept >= WORTH_STASHING:
+            self._cut(self._n_reusable)
+            ids = tuple(self._sequence)
+            self.stash.put(Stashed(ids, self._rope, self._export()))
+        n_stashed, stashed = self._stashed(sequence, rope, n_kept)
         self._n_reusable = 0  # should the cut fail
-        if rope == self._rope:
-            self._trim(n_kept)
-        else:
+        if rope != self._rope:
             self._set_rope(rope)
             self._rope = rope
+        elif stashed is None:
+            self._trim(n_kept)
+        if stashed is not None:
+            self._trim(0)
+            self._import(stashed.state)
+            self._trim(n_stashed)
+            self.stash.use(stashed)
+            n_kept = n_stashed
         self._sequence, self._n_filled, self._n_reusable = sequence, n_kept, n_kept
+
+    def _cut(self, n_kept: int) -> None:
+        """Forget what follows; whoever was writing it begins again."""
+        self._trim(n_kept)
+        self._sequence = self._sequence[:n_kept]
+        self._n_filled = self._n_reusable = n_kept
+
+    def _stashed(
+        self, sequence: Sequence[int], rope: Yarn | None, n_kept: int
+    ) -> tuple[int, Stashed | None]:
+        """What the stash has for a sequence, and for how many ids, where that is worth a copy."""
+        n, entry = self.stash.best(sequence, rope)
+        n = _whole_units(min(n, len(sequence) - 1))
+        return (n, entry) if n - n_kept >= WORTH_STASHING else (0, None)
 
     def _prefill(self, stop: int) -> None:
         while self._n_filled < stop:

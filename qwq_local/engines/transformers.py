@@ -97,6 +97,7 @@ class TransformersEngine(EngineLoop):
     def close(self) -> None:
         with self._lock:
             self._model = self._kv_cache = self._logits = None
+            self.stash.clear()
 
     def grammar(self, answer_format: Mapping[str, Any] | str) -> str:  # noqa: ARG002
         raise UsageError(
@@ -124,6 +125,36 @@ class TransformersEngine(EngineLoop):
         n_dropped = self._kv_cache.get_seq_length() - n_kept
         if n_dropped > 0:
             self._kv_cache.crop(-n_dropped)
+
+    def _export(self) -> bytes:
+        from safetensors.torch import save
+
+        n_held = self._kv_cache.get_seq_length()
+        if not n_held:
+            return b""
+        tensors = {
+            f"{kind}.{index}": getattr(layer, kind).contiguous()
+            for index, layer in enumerate(self._kv_cache.layers)
+            for kind in ("keys", "values")
+        }
+        return save(tensors)
+
+    def _import(self, state: bytes) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        if not state:
+            return
+        try:
+            tensors = load(state)
+            for index in range(self._open_model().config.num_hidden_layers):
+                keys, values = (tensors[f"{kind}.{index}"] for kind in ("keys", "values"))
+                self._kv_cache.update(keys.to(self._device), values.to(self._device), index)
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise QwqError(
+                f"{self._path}: the saved kv_cache is of another model ({error}); load the session "
+                "without it"
+            ) from error
 
     def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
         model = self._open_model()

@@ -1,0 +1,103 @@
+"""Sessions on disk: the same conversation again, whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from convert.errors import OutputExistsError, QwqError, UsageError
+from qwq_local import QwQ, Sampling
+from tests.fakes import FakeEngine, describe_fake
+from tests.qwq_local.test_session import REPLY, TEMPLATE, TOOLS, model
+from tests.qwq_local.test_warm import COUNTING
+
+GREEDY = Sampling(temperature=0)
+
+
+def test_a_session_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Would catch a setting or a message that is lost."""
+    qwq, engine = model(REPLY, REPLY, REPLY)
+    session = qwq.session(
+        system="Be brief.", tools=TOOLS, sampling=Sampling(top_k=7), seed=3, overflow="drop_oldest"
+    )
+    session.ask("One?")
+    path = tmp_path / "talk.session"
+    session.save(path)
+    loaded = qwq.load_session(path)
+    assert loaded.messages == session.messages
+    session.ask("Two?")
+    loaded.ask("Two?")
+    assert engine.prompts[-1] == engine.prompts[-2]
+    assert engine.seeds[-1] == engine.seeds[-2]
+    with pytest.raises(OutputExistsError):
+        session.save(path)
+    session.save(path, force=True)
+    assert len(qwq.load_session(path).messages) == 5
+
+
+def test_with_its_cache_the_next_turn_needs_no_prefill(bf16_gguf: Path, tmp_path: Path) -> None:
+    """Would catch a cache that is of no use, or of another text."""
+    path = tmp_path / "talk.session"
+    form = f'root ::= "{COUNTING}"'
+    with QwQ.open(bf16_gguf, context=2048, threads=1) as qwq:
+        session = qwq.session(sampling=GREEDY, seed=1)
+        session.ask("Count from 100.", reasoning_tokens=10, answer_format=form)
+        session.save(path, cache=True)
+        expected = session.ask("Go on.", max_tokens=20)
+    with QwQ.open(bf16_gguf, context=2048, threads=1) as qwq:
+        reply = qwq.load_session(path).ask("Go on.", max_tokens=20)
+        assert reply.timings.n_cached > 200
+        assert reply.timings.n_cached == expected.timings.n_cached
+        assert (reply.reasoning, reply.answer) == (expected.reasoning, expected.answer)
+        without = qwq.load_session(path, cache=False)
+        assert len(without.messages) == 2
+    with (
+        QwQ.open(bf16_gguf, context=2048, threads=1, kv_type="q8_0") as other,
+        pytest.raises(QwqError, match="refuses the saved kv_cache"),
+    ):
+        other.load_session(path)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    """Would catch half a conversation that passes for a whole one."""
+    qwq, _ = model(REPLY)
+    session = qwq.session()
+    session.ask("One?")
+    path = tmp_path / "talk.session"
+    session.save(path, cache=True)
+    data = path.read_bytes()
+    qwq.load_session(path)
+    wrong = [b"", b"{}", b"[]\n", data[:-1], data + b"x", data.replace(b"One?", b"Two?")]
+    wrong += [data.replace(b'"format": 1', b'"format": 9'), b"\xff" + data, data[: len(data) // 2]]
+    for damaged in wrong:
+        path.write_bytes(damaged)
+        with pytest.raises(QwqError, match=r"talk\.session: .*; "):
+            qwq.load_session(path)
+    path.unlink()
+    with pytest.raises(QwqError, match="is no saved session"):
+        qwq.load_session(path)
+
+
+def test_it_is_bound_to_its_model(tmp_path: Path, bf16_gguf: Path, gguf_qwq: QwQ) -> None:
+    qwq, _ = model(REPLY)
+    session = qwq.session()
+    session.ask("One?")
+    path = tmp_path / "talk.session"
+    session.save(path)
+    with pytest.raises(QwqError, match=r"was saved with another model .*; open the model"):
+        gguf_qwq.load_session(path)
+    other = QwQ(FakeEngine(), describe_fake(TEMPLATE + " "), Path("fake"))
+    with pytest.raises(QwqError, match="was saved with another template"):
+        other.load_session(path)
+    saved = json.loads(path.read_bytes().partition(b"\n")[0])
+    assert set(saved["bound_to"]) == {"model", "template"}
+
+
+def test_nothing_is_saved_during_a_reply(tmp_path: Path) -> None:
+    qwq, _ = model(REPLY)
+    session = qwq.session()
+    stream = session.send("?")
+    next(stream)
+    with pytest.raises(UsageError, match="a reply is being made"):
+        session.save(tmp_path / "talk.session")
+    stream.close()
