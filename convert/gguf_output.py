@@ -54,7 +54,7 @@ class GgufOutput:
             journal = None
         with disk_errors(self.plan.path):
             self.plan.path.parent.mkdir(parents=True, exist_ok=True)
-            if journal is not None and journal.is_verified:
+            if journal is not None and journal.is_verified and self._all_there():
                 self._continue(journal)
             elif journal is not None and all(path.is_file() for path in self._partials):
                 self._open("r+b")
@@ -62,6 +62,9 @@ class GgufOutput:
                 self._hash_again()
             else:
                 self.forget()
+                for path in self._partials:
+                    if path.is_file():  # a process that still writes to it keeps it to itself
+                        path.unlink()
                 sync_folder(self.plan.path.parent)
                 self._open("wb")
                 self._continue(Journal(self._identity))
@@ -169,6 +172,13 @@ class GgufOutput:
         return StaleOutputError(
             f"{self._partials[0]}: cannot be continued, since {reason}; "
             "remove it, or give --force to begin anew"
+        )
+
+    def _all_there(self) -> bool:
+        """Every part exists, under its final name or before it was given that."""
+        return all(
+            partial.exists() or part.path.exists()
+            for partial, part in zip(self._partials, self.plan.parts, strict=True)
         )
 
     def _open(self, mode: Literal["r+b", "wb"]) -> None:
