@@ -128,7 +128,7 @@ def test_the_built_in_set_has_all_kinds_from_early_on() -> None:
     assert len({one.digest for one in passages}) > 200
     kinds = {"arithmetic", "mathematics", "code", "choice", "tools", "prose", "chinese", "german"}
     assert kinds <= {one.kind for one in passages}
-    assert len({one.kind for one in passages[:40]}) > 8
+    assert len({one.kind for one in passages[:40]}) >= 8
     assert all(one.reasoning and one.answer for one in passages)
 
 
