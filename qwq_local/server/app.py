@@ -9,27 +9,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.middleware.cors import CORSMiddleware
 
-from qwq_local.reply import Event
+from qwq_local.reply import Reply
+from qwq_local.server import messages_wire, responses_wire
 from qwq_local.server.asking import UnknownFields, question_of, thinking_budget
-from qwq_local.server.chat_wire import ChunkWriter, Heading, ReasoningForm, completion, usage_chunk
-from qwq_local.server.engine_room import Ask, EngineRoom
+from qwq_local.server.chat_wire import ChatWriter, Heading, ReasoningForm, completion
+from qwq_local.server.engine_room import EngineRoom
 from qwq_local.server.errors import ApiError, handle_errors
-from qwq_local.server.following import Following, Register
+from qwq_local.server.following import Register
 from qwq_local.server.guard import Access, Guard
+from qwq_local.server.messages_wire import MessagesWriter
 from qwq_local.server.metrics import Metrics
+from qwq_local.server.responding import respond_streamed, respond_whole
+from qwq_local.server.responses_wire import ResponsesWriter
 from qwq_local.server.schema import (
-    ChatChunk,
     ChatCompletion,
     ChatRequest,
     ErrorBody,
     Health,
+    MessagesRequest,
     ModelEntry,
     ModelList,
+    ResponsesRequest,
     Steering,
 )
 
@@ -43,10 +48,6 @@ class ServerSettings:
     model_name: str
     access: Access
     reasoning: ReasoningForm = "separate"
-
-
-_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-_KEEP_ALIVE = ": the reply is still being made\n\n"
 
 
 class _JsonRequest(Request):
@@ -115,6 +116,8 @@ class _Routes:
         router.get("/v1/models/{name:path}", response_model=ModelEntry)(self.model)
         chat = "/v1/chat/completions"
         router.post(chat, response_model=ChatCompletion)(self.chat)
+        router.post("/v1/messages")(self.messages)
+        router.post("/v1/responses")(self.responses)
         router.post(chat + "/{id_}/answer-now", status_code=202)(self.answer_now)
         router.post(chat + "/{id_}/steer", status_code=202)(self.steer)
 
@@ -141,23 +144,52 @@ class _Routes:
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Reply to messages, in chunks where `stream` is set."""
         self._unknown.note(body)
-        heading = Heading(
-            f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), self._settings.model_name
-        )
+        heading = self._heading("chatcmpl-")
         asks = [question_of(body, choice=choice).ask for choice in range(body.n or 1)]
         form = self._form(body)
         following = self._register.follow(self._room, request, heading.id, user=body.user)
-        try:
-            if not body.stream:
-                return await _whole_chat(asks, heading, form, following)
-            first = following.submit(asks[0])
-            events = await _begun(following.events(first))
-        except ApiError:
-            following.end()
-            raise
+        if not body.stream:
+            return await respond_whole(
+                following,
+                asks,
+                lambda replies: completion(heading, replies, form).model_dump(exclude_none=True),
+            )
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        chunks = _chunks(asks, events, heading, form, following, with_usage=with_usage)
-        return StreamingResponse(chunks, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        writer = ChatWriter(heading, form, with_usage=with_usage)
+        return await respond_streamed(following, asks, writer)
+
+    async def messages(self, body: MessagesRequest, request: Request) -> Response:
+        """The same in Anthropic's form."""
+        self._unknown.note(body)
+        asks = [question_of(messages_wire.chat_of(body)).ask]
+        heading = self._heading("msg_")
+        with_thinking = messages_wire.wants_thinking(body)
+        following = self._register.follow(self._room, request, heading.id)
+        if body.stream:
+            writer = MessagesWriter(heading, with_thinking=with_thinking)
+            return await respond_streamed(following, asks, writer)
+
+        def whole(replies: Sequence[Reply]) -> dict[str, Any]:
+            return messages_wire.message_of(heading, replies[0], with_thinking=with_thinking)
+
+        return await respond_whole(following, asks, whole)
+
+    async def responses(self, body: ResponsesRequest, request: Request) -> Response:
+        """The same as OpenAI's responses."""
+        self._unknown.note(body)
+        chat = responses_wire.chat_of(body)
+        asks = [question_of(chat).ask]
+        heading = self._heading("resp_")
+        with_reasoning = self._form(chat) != "hidden"
+        following = self._register.follow(self._room, request, heading.id, user=body.user)
+        if body.stream:
+            writer = ResponsesWriter(heading, with_reasoning=with_reasoning)
+            return await respond_streamed(following, asks, writer)
+
+        def whole(replies: Sequence[Reply]) -> dict[str, Any]:
+            return responses_wire.response_of(heading, replies[0], with_reasoning=with_reasoning)
+
+        return await respond_whole(following, asks, whole)
 
     async def answer_now(self, id_: str) -> dict[str, str]:
         """Close the thought of a reply that is being made, and let the answer follow."""
@@ -172,68 +204,10 @@ class _Routes:
     def _entry(self) -> ModelEntry:
         return ModelEntry(id=self._settings.model_name, created=self._started)
 
+    def _heading(self, prefix: str) -> Heading:
+        name = self._settings.model_name
+        return Heading(prefix + secrets.token_hex(12), int(time.time()), name)
+
     def _form(self, body: ChatRequest) -> ReasoningForm:
         excluded = body.reasoning is not None and body.reasoning.exclude
         return "hidden" if excluded or thinking_budget(body) == 0 else self._settings.reasoning
-
-
-async def _whole_chat(
-    asks: Sequence[Ask], heading: Heading, form: ReasoningForm, following: Following
-) -> Response:
-    jobs = [following.submit(ask) for ask in asks]
-    replies = [await following.whole(job) for job in jobs]
-    following.end()
-    listened = [reply for reply in replies if reply is not None]
-    if len(listened) < len(replies):
-        return Response(status_code=499)  # and nobody sees it
-    return JSONResponse(completion(heading, listened, form).model_dump(exclude_none=True))
-
-
-async def _begun(events: AsyncIterator[Event | None]) -> AsyncIterator[Event | None]:
-    """The same events, once the first is there. Raises ApiError where the reply fails at once."""
-    first = await anext(events, None)
-
-    async def again() -> AsyncIterator[Event | None]:
-        yield first
-        async for event in events:
-            yield event
-
-    return again()
-
-
-async def _chunks(
-    asks: Sequence[Ask],
-    events: AsyncIterator[Event | None],
-    heading: Heading,
-    form: ReasoningForm,
-    following: Following,
-    *,
-    with_usage: bool,
-) -> AsyncIterator[str]:
-    """Server-sent events of all choices, one choice after the other; `events` is the first's."""
-    dones = []
-    try:
-        for index, ask in enumerate(asks):
-            writer = ChunkWriter(heading, form, index=index)
-            yield _sse(writer.start())
-            if index > 0:
-                events = following.events(following.submit(ask))
-            async for event in events:
-                yield _KEEP_ALIVE if event is None else "".join(map(_sse, writer.write(event)))
-            if writer.done is None:
-                return  # nobody listens any more
-            dones.append(writer.done)
-        if with_usage:
-            yield _sse(usage_chunk(heading, dones))
-        yield "data: [DONE]\n\n"
-    except ApiError as error:
-        yield f"data: {json.dumps(error.body)}\n\n"
-    finally:
-        following.end()
-
-
-def _sse(chunk: ChatChunk) -> str:
-    data = chunk.model_dump(exclude_none=True)
-    for choice in data["choices"]:
-        choice.setdefault("finish_reason", None)
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from qwq_local import Limits, QwQ, Sampling, Stream
+from qwq_local.engine import OnProgress
 from qwq_local.sampling import MAX_SEED
 from qwq_local.server.errors import ApiError
 from qwq_local.server.schema import ChatRequest, Effort, NamedTool, Sampled
@@ -61,7 +62,7 @@ class Question:
     tools: tuple[Mapping[str, Any], ...] = ()
     forced_tools: tuple[Mapping[str, Any], ...] = ()
 
-    def ask(self, qwq: QwQ) -> Stream:
+    def ask(self, qwq: QwQ, on_progress: OnProgress) -> Stream:
         """Raises UsageError for numbers out of range, and for messages that cannot be."""
         limits = self.limits
         if self.forced_tools:
@@ -73,7 +74,22 @@ class Question:
             sampling=dataclasses.replace(qwq.sampling, **self.sampling),
             seed=self.seed,
             limits=limits,
+            on_progress=on_progress,
         )
+
+
+def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
+    """A chat request that another interface's came to. Raises ApiError where it cannot be."""
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ApiError(
+            400,
+            f"{first['loc'][0]}: {first['msg']}",
+            param=str(first["loc"][0]),
+            code="invalid_value",
+        ) from error
 
 
 def question_of(body: ChatRequest, *, choice: int = 0) -> Question:

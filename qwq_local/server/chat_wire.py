@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from qwq_local import Answer, Done, Notice, Reasoning, ToolCall, UsageError
 from qwq_local.reply import Event, Reply
+from qwq_local.server.errors import ApiError
 from qwq_local.server.schema import (
     ChatChoice,
     ChatChunk,
@@ -58,23 +59,39 @@ class Heading:
     model: str
 
 
-class ChunkWriter:
-    """Turns the events of one choice into chunks."""
+class ChatWriter:
+    """Writes the replies to a request as chunks, a choice for each.
 
-    def __init__(self, heading: Heading, form: ReasoningForm, *, index: int = 0) -> None:
+    with_usage: whether a last chunk without choices says what all of them took.
+    """
+
+    def __init__(self, heading: Heading, form: ReasoningForm, *, with_usage: bool) -> None:
         self._heading = heading
         self._form = form
-        self._index = index
+        self._with_usage = with_usage
+        self._index = -1
         self._n_calls = 0
         self._in_thought = False
         self._notices: list[WireNotice] = []
-        self.done: Done | None = None
+        self._dones: list[Done] = []
 
-    def start(self) -> ChatChunk:
-        """The chunk that says who speaks."""
-        return self._chunk(Delta(role="assistant", content=""))
+    def begin(self) -> str:
+        self._index += 1
+        self._n_calls = 0
+        self._notices = []
+        return _sse(self._chunk(Delta(role="assistant", content="")))
 
-    def write(self, event: Event) -> Iterator[ChatChunk]:
+    def write(self, event: Event) -> str:
+        return "".join(map(_sse, self._chunks(event)))
+
+    def end(self) -> str:
+        usage = _sse(self._usage_chunk()) if self._with_usage else ""
+        return usage + "data: [DONE]\n\n"
+
+    def fail(self, error: ApiError) -> str:
+        return f"data: {json.dumps(error.body)}\n\n"
+
+    def _chunks(self, event: Event) -> Iterator[ChatChunk]:
         match event:
             case Reasoning(text):
                 if self._form != "hidden":
@@ -83,16 +100,15 @@ class ChunkWriter:
             case Answer(text):
                 yield self._chunk(Delta(content=self._leave_thought() + text))
             case ToolCall():
-                yield self._chunk(
-                    Delta(content=self._leave_thought(), tool_calls=[self._call(event)])
-                )
+                calls = [self._call(event)]
+                yield self._chunk(Delta(content=self._leave_thought(), tool_calls=calls))
             case Notice(kind, text):
                 self._notices.append(WireNotice(kind=kind, text=text))
             case Done():
-                self.done = event
-                yield self._end(event)
+                self._dones.append(event)
+                yield self._end_chunk(event)
 
-    def _end(self, done: Done) -> ChatChunk:
+    def _end_chunk(self, done: Done) -> ChatChunk:
         chunk = self._chunk(Delta(content=self._leave_thought()), _FINISH[done.finish_reason])
         chunk.timings = timings_of(done)
         if self._notices:
@@ -122,21 +138,17 @@ class ChunkWriter:
             id=heading.id, created=heading.created, model=heading.model, choices=[choice]
         )
 
-
-def usage_chunk(heading: Heading, dones: Sequence[Done]) -> ChatChunk:
-    """The last chunk: no choices, and what all of them took."""
-    return ChatChunk(
-        id=heading.id,
-        created=heading.created,
-        model=heading.model,
-        choices=[],
-        usage=usage_of(dones),
-    )
+    def _usage_chunk(self) -> ChatChunk:
+        heading = self._heading
+        usage = usage_of(self._dones)
+        return ChatChunk(
+            id=heading.id, created=heading.created, model=heading.model, choices=[], usage=usage
+        )
 
 
 def completion(heading: Heading, replies: Sequence[Reply], form: ReasoningForm) -> ChatCompletion:
     """The whole answer to a request, a choice for each reply."""
-    dones = [Done(reply.finish_reason, reply.usage, reply.timings) for reply in replies]
+    dones = [done_of(reply) for reply in replies]
     return ChatCompletion(
         id=heading.id,
         created=heading.created,
@@ -153,6 +165,11 @@ def completion(heading: Heading, replies: Sequence[Reply], form: ReasoningForm) 
         timings=timings_of(dones[-1]),
         notices=[WireNotice(kind=n.kind, text=n.text) for reply in replies for n in reply.notices],
     )
+
+
+def done_of(reply: Reply) -> Done:
+    """The event that a whole reply ended with."""
+    return Done(reply.finish_reason, reply.usage, reply.timings)
 
 
 def usage_of(dones: Sequence[Done]) -> WireUsage:
@@ -200,3 +217,10 @@ def _message(reply: Reply, form: ReasoningForm) -> Delta:
     if reply.tool_calls:
         fields["tool_calls"] = [wire_call(call) for call in reply.tool_calls]
     return Delta(role="assistant", content=content, **fields)
+
+
+def _sse(chunk: ChatChunk) -> str:
+    data = chunk.model_dump(exclude_none=True)
+    for choice in data["choices"]:
+        choice.setdefault("finish_reason", None)
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

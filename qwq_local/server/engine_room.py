@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Literal
 
 from qwq_local import Done, EngineError, QwQ, QwqError, Stream
+from qwq_local.engine import OnProgress
 from qwq_local.reply import Event
 
 State = Literal["loading", "ready", "down", "closed"]
-Ask = Callable[[QwQ], Stream]
+Ask = Callable[[QwQ, OnProgress], Stream]
+"""How a reply is begun, in the engine's thread."""
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +34,7 @@ class Job:
         self._answer_now = False
         self._hints: list[str] = []
         self.ended = False
+        self.progress: tuple[int, int] | None = None  # tokens of the prompt: read, and all
 
     async def next(self) -> Event | None:
         """The next event, the last of which is Done; None after leave().
@@ -76,7 +79,7 @@ class Job:
     def run(self, qwq: QwQ) -> Done | None:
         """Make the reply, in the engine's thread. Raises EngineError where the engine died."""
         try:
-            stream = self._ask(qwq)
+            stream = self._ask(qwq, self._note_progress)
             with self._lock:
                 self._stream = stream
                 if self._cancelled:
@@ -97,6 +100,9 @@ class Job:
     def fail(self, error: QwqError) -> None:
         """Tell whoever waits that there will be no reply, or no more of it."""
         self._put(error)
+
+    def _note_progress(self, n_read: int, n_all: int) -> None:
+        self.progress = (n_read, n_all)
 
     def _pass_hints(self, stream: Stream) -> None:
         hints, self._hints = self._hints, []

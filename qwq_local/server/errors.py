@@ -46,6 +46,19 @@ class ApiError(Exception):
         details = ErrorDetails(message=self.message, type=kind, param=self.param, code=self.code)
         return ErrorBody(error=details).model_dump()
 
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        kind = self.body["error"]["type"]
+        kind = {"server_error": "api_error"}.get(kind, kind)
+        return {"error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str) -> JSONResponse:
+        """The error as the interface at a path has it."""
+        body = self.body
+        if path.startswith("/v1/messages"):
+            body = {"type": "error"} | self.anthropic_body
+        return JSONResponse(body, self.status, self.headers)
+
 
 def api_error(error: QwqError) -> ApiError:
     """What a client is told of an error of the runtime's."""
@@ -62,32 +75,34 @@ def api_error(error: QwqError) -> ApiError:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Give every error of an app OpenAI's form."""
+    """Give every error of an app its interface's form."""
 
     @app.exception_handler(ApiError)
-    async def _(_request: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, error.headers)
+    async def _(request: Request, error: ApiError) -> JSONResponse:
+        return error.response(request.url.path)
 
     @app.exception_handler(QwqError)
-    async def _(_request: Request, error: QwqError) -> JSONResponse:
-        answer = api_error(error)
-        return JSONResponse(answer.body, answer.status, answer.headers)
+    async def _(request: Request, error: QwqError) -> JSONResponse:
+        return api_error(error).response(request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def _(_request: Request, error: RequestValidationError) -> JSONResponse:
-        # of a union's branches the one that went deepest says most
-        first = max(error.errors(), key=lambda one: len(one["loc"]))
-        field = _field(first["loc"])
-        is_json = first["type"] != "json_invalid"
-        message = first["msg"] if is_json else f"no valid JSON: {first['ctx']['error']}"
-        message = f"{field or 'body'}: {message}"
-        code = "invalid_value" if is_json else "invalid_json"
-        return JSONResponse(ApiError(400, message, param=field or None, code=code).body, 400)
+    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _invalid(error).response(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path[:200]!r}: {error.detail}"
-        return JSONResponse(ApiError(error.status_code, message).body, error.status_code)
+        return ApiError(error.status_code, message).response(request.url.path)
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    # of a union's branches the one that went deepest says most
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"body: no valid JSON: {first['ctx']['error']}", code="invalid_json")
+    field = _field(first["loc"])
+    message = f"{field or 'body'}: {first['msg']}"
+    return ApiError(400, message, param=field or None, code="invalid_value")
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -11,7 +11,7 @@ from qwq_local.server.engine_room import Ask, EngineRoom, Job, QueueFullError
 from qwq_local.server.errors import ApiError, api_error
 from qwq_local.server.guard import client_of
 
-KEEP_ALIVE_S = 5.0
+KEEP_ALIVE_S = 2.0
 """So often a client that waits is told that it is not forgotten, and so long a stream waits for
 its first event before its status is sent: what fails by then has a status of its own."""
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwq_local.server.errors import ApiError
@@ -45,7 +44,7 @@ class Guard:
         if error is None:
             await self._app(scope, receive, send)
         else:
-            await JSONResponse(error.body, error.status)(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
 
 
 def refusal(access: Access, headers: Headers, path: str) -> ApiError | None:

@@ -271,3 +271,115 @@ class ErrorDetails(BaseModel):
 
 class ErrorBody(BaseModel):
     error: ErrorDetails
+
+
+class CompletionRequest(Sampled):
+    """Plain text to go on from, special tokens included; no template is laid around it."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+
+
+class MessageBlock(Wire):
+    """A part of a message to /v1/messages; which fields it has depends on its type."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[ContentPart] | None = None
+
+
+Blocks = str | Annotated[list[MessageBlock], Field(max_length=MOST_MESSAGES)]
+
+
+class MessagesMessage(Wire):
+    role: Literal["user", "assistant", "system"]
+    content: Blocks
+
+
+class MessagesTool(Wire):
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] = Field(default_factory=dict)
+
+
+class MessagesToolChoice(Wire):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str = ""
+
+
+class MessagesRequest(Wire):
+    """Anthropic's form."""
+
+    model: str = ""
+    max_tokens: int = Field(ge=1)
+    messages: list[MessagesMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    system: Blocks | None = None
+    stream: bool = False
+    stop_sequences: list[StopText] | None = Field(None, max_length=MOST_STOPS)
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    tools: list[MessagesTool] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: MessagesToolChoice | None = None
+    thinking: ThinkingOptions | None = None
+
+
+class ResponsesItem(Wire):
+    """A piece of input to /v1/responses; which fields it has depends on its type."""
+
+    type: str = "message"
+    role: str | None = None
+    content: Content = None
+    summary: list[ContentPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: Content = None
+
+
+class ResponsesTool(Wire):
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ResponsesToolChoice(Wire):
+    type: Literal["function"]
+    name: str
+
+
+class ResponsesFormat(Wire):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class ResponsesText(Wire):
+    format: ResponsesFormat | None = None
+
+
+class ResponsesRequest(Wire):
+    """OpenAI's newer form, without what a server would have to remember."""
+
+    model: str = ""
+    input: str | Annotated[list[ResponsesItem], Field(min_length=1, max_length=MOST_MESSAGES)]
+    instructions: str | None = None
+    stream: bool = False
+    max_output_tokens: Count = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[ResponsesTool] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
+    reasoning: ReasoningOptions | None = None
+    text: ResponsesText | None = None
+    previous_response_id: str | None = None
+    user: str | None = None

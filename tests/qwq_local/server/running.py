@@ -33,6 +33,7 @@ QUESTION = [{"role": "user", "content": "Which is larger, 9.9 or 9.11?"}]
 class Running:
     port: int
     room: EngineRoom
+    clients: contextlib.ExitStack  # they are closed with the server
 
     @property
     def url(self) -> str:
@@ -40,7 +41,11 @@ class Running:
 
     def openai(self, key: str = "any") -> Any:
         """A client; Any, since its overloads take no messages that come from a variable."""
-        return OpenAI(api_key=key, base_url=f"{self.url}/v1", max_retries=0, timeout=60)
+        url = f"{self.url}/v1"
+        return self.keep(OpenAI(api_key=key, base_url=url, max_retries=0, timeout=60))
+
+    def keep(self, client: Any) -> Any:
+        return self.clients.enter_context(client)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         for _ in range(2000):
@@ -73,8 +78,12 @@ def running(
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    with Listening(port=0).bind() as listener, OneThread(server, listener):
-        found = Running(listener.getsockname()[1], room)
+    with (
+        contextlib.ExitStack() as clients,
+        Listening(port=0).bind() as listener,
+        OneThread(server, listener),
+    ):
+        found = Running(listener.getsockname()[1], room, clients)
         if until_ready:
             found.wait(lambda: room.state != "loading")
         yield found

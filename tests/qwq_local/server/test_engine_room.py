@@ -14,6 +14,7 @@ import pytest
 
 from qwq_local import EngineError, QwQ, QwqError
 from qwq_local.engine import Generation
+from qwq_local.server import following
 from qwq_local.server.app import ServerSettings
 from qwq_local.server.engine_room import EngineRoom
 from qwq_local.server.guard import Access
@@ -136,7 +137,7 @@ def test_clients_take_turns() -> None:
         jobs = []
         for name in ("a1", "a2", "a3", "b1", "b2"):
 
-            def ask(qwq: QwQ, name: str = name) -> Any:
+            def ask(qwq: QwQ, _: object, name: str = name) -> Any:
                 order.append(name)
                 return qwq.reply(QUESTION)
 
@@ -256,3 +257,26 @@ def test_the_end_cancels_what_is_being_made() -> None:
     assert engine.n_ended == 1
     with contextlib.suppress(openai.APIError):
         list(stream)
+
+
+def test_a_long_wait_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments keep the connection alive, and say how much of the prompt is read."""
+
+    class Reader(FakeEngine):
+        def prefill(self, ids: Sequence[int], **options: Any) -> Iterator[int]:
+            yield 64
+            go.wait(30)
+
+    go = threading.Event()
+    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)
+    with (
+        running(lambda: fake_qwq(engine=Reader(THOUGHT))) as server,
+        asking(server, stream=True) as request,
+    ):
+        response = request.getresponse()
+        assert response.status == 200
+        lines = iter(response.readline, b"")
+        comment = next(line for line in lines if b"tokens of the prompt are read" in line)
+        assert comment.startswith(b": 64 of ")
+        go.set()
+        assert b"[DONE]" in response.read()
