@@ -68,20 +68,22 @@ def verify_model(
     *,
     source: Checkpoint | None = None,
     threads: int | None = None,
+    slice_n_weights: int = SLICE_N_WEIGHTS,
     on_progress: Progress | None = None,
 ) -> Iterator[TensorCheck]:
     """Read and judge every tensor of a GGUF file, or of all parts from the first on.
 
     Without a source: the hashes that the file lists, where it does, and that each weight is a
     number. With the checkpoint that it was made from: the error of each tensor too.
-    threads: all cores by default. on_progress: (bytes done, bytes in all).
+    threads: all cores by default. on_progress: (bytes done, bytes in all). Neither threads nor
+    slice_n_weights changes a verdict or a hash.
     Raises GgufError for a file that cannot be read or lacks tensors of the source, and
     CheckpointError for a source that cannot be read.
     """
     model = read_model(path)
     hashes = listed_hashes(model)
     judge = _judge_numbers if source is None else _SourceJudge(source, model)
-    for scan in _scan(model, judge, threads or n_cores(), on_progress):
+    for scan in _scan(model, judge, threads or n_cores(), slice_n_weights, on_progress):
         judgements = [judgement for judgement in scan.judgements if judgement.problem]
         problem = judgements[0].problem if judgements else ""
         errors = [one.error for one in scan.judgements if one.error is not None]
@@ -113,7 +115,7 @@ def check_written(
         raise GgufError(f"{paths[0]}: {odd[0]} was not to be written or is not there; {_DISK}")
     for part in model.parts:
         _hold_against_gguf_package(part)
-    for scan in _scan(model, _no_judge, n_cores(), on_progress):
+    for scan in _scan(model, _no_judge, n_cores(), SLICE_N_WEIGHTS, on_progress):
         wanted = hashes[scan.tensor.name]
         if scan.sha256 != wanted:
             raise GgufError(
@@ -295,7 +297,11 @@ class _Slice:
 
 
 def _scan(
-    model: GgufModel, judge: _Judge, threads: int, on_progress: Progress | None
+    model: GgufModel,
+    judge: _Judge,
+    threads: int,
+    slice_n_weights: int,
+    on_progress: Progress | None,
 ) -> Iterator[_Scan]:
     """Read all tensors once, slice by slice in threads; judged there, hashed here in order."""
     n_bytes = sum(tensor.nbytes for tensor in model.tensors.values())
@@ -310,7 +316,7 @@ def _scan(
             piece
             for part in model.parts
             for piece in _slices(
-                part, stack.enter_context(part.path.open("rb", buffering=0)), Lock()
+                part, stack.enter_context(part.path.open("rb", buffering=0)), slice_n_weights
             )
         )
         pool = stack.enter_context(ThreadPoolExecutor(threads))
@@ -328,10 +334,11 @@ def _scan(
             yield _Scan(path, tensor, digest.hexdigest(), judgements)
 
 
-def _slices(part: GgufPart, file: FileIO, lock: Lock) -> Iterator[_Slice]:
+def _slices(part: GgufPart, file: FileIO, slice_n_weights: int) -> Iterator[_Slice]:
+    lock = Lock()
     for tensor in part.header.tensors.values():
         n_rows = prod(tensor.shape[:-1])
-        n_per_slice = max(1, SLICE_N_WEIGHTS // tensor.shape[-1])
+        n_per_slice = max(1, slice_n_weights // tensor.shape[-1])
         for start in range(0, n_rows, n_per_slice):
             stop = min(start + n_per_slice, n_rows)
             yield _Slice(part.path, file, lock, tensor, start, stop)

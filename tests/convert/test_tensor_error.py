@@ -16,7 +16,7 @@ from convert.encode import (
 )
 from convert.tensor_error import TYPICAL_ERROR, TensorError, measure_error
 
-N_ROWS, N_IN = 8, 512
+N_ROWS, N_IN = 6, 512
 ENCODED_TYPES = sorted(set(TYPICAL_ERROR) - {QuantType.F64, QuantType.IQ1_S, QuantType.IQ1_M})
 """Without the 1-bit types, which no recipe has and whose tables take long to set up."""
 COARSE = {QuantType.TQ1_0, QuantType.TQ2_0, QuantType.Q1_0}
@@ -54,12 +54,12 @@ def encoded(rows: Float32Array, quant_type: QuantType, kind: str = "none") -> By
 
 @pytest.mark.parametrize("quant_type", ENCODED_TYPES, ids=lambda quant_type: quant_type.name)
 def test_quiet_on_every_encoder(quant_type: QuantType) -> None:
-    """Five kinds of weights, four kinds of importance: no tensor is called wrong."""
+    """Five kinds of weights, three kinds of importance: no tensor is called wrong."""
     for kind in ("normal", "uniform", "heavy tails", "columns of other sizes", "with an offset"):
         if quant_type in COARSE and kind != "normal":
             continue
         rows = weights(kind)
-        for spread in ("none", "even", "uneven", "very uneven"):
+        for spread in ("none", "uneven", "very uneven"):
             error = measure_error(rows, encoded(rows, quant_type, spread), quant_type)
             assert not error.problem(quant_type), (kind, spread, error)
 
@@ -143,7 +143,7 @@ def test_zeros_and_padding() -> None:
         QuantType.Q8_0
     )
     padded = weights("normal")
-    padded[7] *= np.float32(1e-6)
+    padded[4] *= np.float32(1e-6)
     assert not measure_error(padded, encoded(padded, QuantType.Q4_K), QuantType.Q4_K).problem(
         QuantType.Q4_K
     )

@@ -122,6 +122,34 @@ def test_one_file_or_shards_are_one_model(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
+def test_slices_and_threads_change_nothing(
+    tmp_path: Path, source: Path, files: dict[str, bytes]
+) -> None:
+    """A row at a time, seven, or all at once, on one thread or three: hashes and errors agree."""
+    path = tmp_path / "x.gguf"
+    path.write_bytes(files["Q4_K_M"])
+    whole = checks_of(path, source)
+    assert not any(check.problem for check in whole)
+    with Checkpoint.open(source) as checkpoint:
+        for threads, slice_n_weights in ((1, 1), (3, 7 * 256), (2, 1 << 30)):
+            checks = list(
+                verify_model(
+                    path, source=checkpoint, threads=threads, slice_n_weights=slice_n_weights
+                )
+            )
+            assert [check.sha256 for check in checks] == [check.sha256 for check in whole]
+            for check, other in zip(checks, whole, strict=True):
+                assert not check.problem
+                assert check.error is not None
+                assert other.error is not None
+                assert check.error.relative == pytest.approx(other.error.relative, rel=1e-6)
+                assert check.error.worst_row == pytest.approx(other.error.worst_row, rel=1e-6)
+    overwrite(path, DOWN, lambda part: part.__setitem__(slice(-400, None), bytes(400)))
+    for slice_n_weights in (1, 512 * 9):
+        found = [check.problem for check in verify_model(path, slice_n_weights=slice_n_weights)]
+        assert sum(map(bool, found)) == 1
+
+
 def zero(part: bytearray) -> None:
     part[:] = bytes(len(part))
 
