@@ -8,6 +8,7 @@ from convert.checkpoint import Checkpoint
 from convert.files import format_nbytes
 from convert.gguf_estimate import Estimate
 from convert.gguf_export import GgufResult
+from convert.journal import journal_path, load_journal
 from convert.plan import FilePlan
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def show_plans(
         path = f"{plan.path}" + (f" and {n_more} more" if n_more else "")
         table.add_row(plan.recipe.name, size, bits, mix, path)
     console.print(table)
+    for plan in plans:
+        if load_journal(journal_path(plan.path)) is not None:
+            console.print(f"{plan.path}: unfinished work is there and will be continued")
 
 
 def show_estimate(console: "Console", estimate: Estimate) -> None:

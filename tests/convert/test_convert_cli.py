@@ -142,6 +142,7 @@ def test_interrupted(
 
     def write_and_interrupt(self: GgufOutput, *arguments: Any, **options: Any) -> None:
         write(self, *arguments, **options)
+        self.commit(self.journal())
         os.kill(os.getpid(), number)
 
     write = GgufOutput.write
@@ -152,7 +153,9 @@ def test_interrupted(
     assert run.stderr.endswith("interrupted; the same command continues where it was\n")
     assert not out.exists()
     assert partial_path(out).exists()
-    assert qwq(*arguments).exit_code == 0
+    again = qwq(*arguments)
+    assert again.exit_code == 0
+    assert "unfinished work is there and will be continued" in " ".join(again.stderr.split())
     assert not partial_path(out).exists()
 
 
