@@ -1,4 +1,4 @@
-"""Rows of float32 -> blocks of a quant type, in threads: by our encoders or libggml's own.
+"""Rows of float32 -> blocks of a quant type, by our encoders or libggml's own.
 
 Both give the same bytes. Ours exist where they are at least twice as fast; libggml's do everything
 else, and judge ours in the tests.
@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -39,9 +38,6 @@ Encoder = Callable[[Float32Array, QuantType, Float32Array | None, ByteArray], No
 All arrays are C-contiguous.
 """
 
-_N_PER_TASK = 1 << 18
-"""Weights that one thread takes at a time: some milliseconds of work."""
-
 _N_WORTH_LOADING = 1 << 17
 """Arrays with more weights than this are worth the second that loading numba takes."""
 
@@ -62,14 +58,12 @@ def encode_rows(
     quant_type: QuantType,
     *,
     importance: Float32Array | None = None,
-    pool: ThreadPoolExecutor | None = None,
 ) -> ByteArray:
-    """Encode rows just as llama.cpp does, on the threads of `pool` where one is given.
+    """Encode rows just as llama.cpp does, on the calling thread; several may do so at once.
 
     rows: (n_rows, n_in) finite float32. importance: (n_in,), mean squared activation.
     Returns (n_rows, row_nbytes) uint8. Raises OverflowError where a block's scale or a weight does
-    not fit the type's 16-bit floats. Neither how rows are cut into calls nor the number of
-    threads changes a byte.
+    not fit the type's 16-bit floats. How rows are cut into calls changes no byte.
     """
     n_rows, n_in = rows.shape
     rows = np.ascontiguousarray(rows, dtype=np.float32)
@@ -81,24 +75,9 @@ def encode_rows(
         blocks[:] = rows.astype("<f4", copy=False).view(np.uint8)
         return blocks
     assert importance is not None or quant_type not in NEEDS_IMPORTANCE, quant_type
-    encoder = choose_encoder(quant_type, rows.size)
-    validate = libggml().ggml_validate_row_data
-
-    def encode(start: int) -> None:
-        stop = min(start + rows_per_task, n_rows)
-        part = blocks[start:stop]
-        encoder(rows[start:stop], quant_type, importance, part)
-        if not validate(int(quant_type), part.ctypes.data, part.nbytes):
-            raise OverflowError(f"weights are too large for {quant_type.name}")
-
-    rows_per_task = max(1, _N_PER_TASK // n_in)
-    starts = range(0, n_rows, rows_per_task)
-    if pool is None:
-        for start in starts:
-            encode(start)
-    else:
-        for _ in pool.map(encode, starts):
-            pass
+    choose_encoder(quant_type, rows.size)(rows, quant_type, importance, blocks)
+    if not libggml().ggml_validate_row_data(int(quant_type), blocks.ctypes.data, blocks.nbytes):
+        raise OverflowError(f"weights are too large for {quant_type.name}")
     return blocks
 
 
