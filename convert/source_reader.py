@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -155,7 +154,3 @@ class SourceReader:
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path}: cannot be read ({error.strerror}); check the disk")
-
-
-def source_nbytes(slices: Sequence[Slice]) -> int:
-    return sum(piece.nbytes for piece in slices)
