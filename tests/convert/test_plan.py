@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError
 from convert.files import sha256_of
 from convert.gguf_estimate import estimate_export
 from convert.gguf_export import export_planned, in_flight_limit
@@ -23,7 +24,7 @@ from convert.provenance import Origin, origin_of
 from convert.qwen2 import parse_config, tensor_specs
 from convert.recipe import RECIPES
 from convert.recipe_file import recipe_text
-from tests.synthetic import CONFIG, write_tokenizer
+from tests.synthetic import CONFIG, Array, write_checkpoint, write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +119,34 @@ def test_a_file_names_its_source(tmp_path: Path, small: Path) -> None:
         ],
     }
     assert b"secret-place" not in data
+
+
+def test_shards_are_hashed_with_what_is_not_converted(tmp_path: Path) -> None:
+    """A table of rope between the tensors, and one behind them: read over, but hashed."""
+
+    def add_tables(tensors: dict[str, Array]) -> None:
+        head = tensors.pop("lm_head.weight")
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(16, dtype=np.float32)
+        tensors["lm_head.weight"] = head
+        tensors["model.rotary_emb.inv_freq"] = np.ones(16, dtype=np.float32)
+
+    folder = write_checkpoint(tmp_path / "c", config={"num_hidden_layers": 1}, edit=add_tables)
+    with Checkpoint.open(folder) as checkpoint:
+        plan = planned(checkpoint, tmp_path)
+        export_planned(checkpoint, [plan])
+    said = read_header(plan.path).metadata["qwq.source.sha256"]
+    assert said == [sha256_of(folder / "model.safetensors")]
+
+
+def test_a_shard_that_shrinks(tmp_path: Path, small: Path) -> None:
+    """Cut while it is converted: named, and nothing is left."""
+    with Checkpoint.open(small) as checkpoint:
+        plan = planned(checkpoint, tmp_path)
+        shard = small / "model-00003-of-00003.safetensors"
+        os.truncate(shard, shard.stat().st_size - 100)
+        with pytest.raises(CheckpointError, match=r"00003\.safetensors: .+ ends 100 bytes early"):
+            export_planned(checkpoint, [plan])
+    assert not list(tmp_path.glob("o.gguf*"))
 
 
 def test_origin(tmp_path: Path) -> None:
