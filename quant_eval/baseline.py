@@ -67,7 +67,7 @@ def make_entry(measured: Measured, checkpoint: Checkpoint, *, threads: int | Non
         recipe=str(read_header(measured.path).metadata.get(RECIPE, "")) if is_gguf else "",
         tails=tails,
         samples={
-            name: sample
+            name: shortened(sample)
             for name, sample in samples_of(measured, tails).items()
             if len(sample.counts) >= MIN_CLUSTERS
         },
