@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as QuantType
 
 from convert import lane_fits, lane_formats, lanes
@@ -331,10 +332,9 @@ def encode(
     blocks: ByteArray,
 ) -> None:
     """Encode rows of a type of encode.LANE_TYPES; an encode.Encoder."""
-    n_blocks = rows.size // N_PER_BLOCK
     given = np.empty(0, np.float32) if importance is None else importance
-    weights, targets = given.reshape(-1, N_PER_BLOCK), blocks.reshape(n_blocks, -1)
-    sources = rows.reshape(n_blocks, N_PER_BLOCK)
+    sources, weights = rows.reshape(-1, N_PER_BLOCK), given.reshape(-1, N_PER_BLOCK)
+    targets = blocks.reshape(-1, GGML_QUANT_SIZES[quant_type][1])
     if quant_type == QuantType.Q3_K:
         encode_q3_k(sources, weights, targets)
     elif quant_type == QuantType.Q6_K:

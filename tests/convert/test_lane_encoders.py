@@ -162,7 +162,17 @@ def test_all_real_weights(quant_type: QuantType) -> None:
 def test_lanes_left_over(quant_type: QuantType) -> None:
     """Any number of blocks, and rows of 1 to 17 blocks, so that lanes end anywhere in a row."""
     rng = np.random.default_rng(2)
-    for n_rows, n_blocks in ((1, 1), (1, 15), (1, 16), (1, 17), (17, 1), (3, 5), (5, 17), (33, 3)):
+    for n_rows, n_blocks in (
+        (0, 1),
+        (1, 1),
+        (1, 15),
+        (1, 16),
+        (1, 17),
+        (17, 1),
+        (3, 5),
+        (5, 17),
+        (33, 3),
+    ):
         rows = rng.standard_normal((n_rows, 256 * n_blocks), dtype=np.float32)
         importance = rng.random(256 * n_blocks, dtype=np.float32)
         assert_same(f"{n_rows} x {n_blocks}", rows, quant_type, None)
