@@ -11,6 +11,7 @@ from convert.passages import BATCH_TOKENS
 from convert.qwen2 import Qwen2Config
 
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
+K_BLOCK = 256  # columns fixed before the lazy update of the rest
 OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
 
 
@@ -53,6 +54,26 @@ def estimate_calibration(
         n_matrix += sum(2 * n_fitted * n_in**2 for n_in, _ in sites(model))
         floats += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
     return Estimate(float(model.n_layers * n_matrix), 0.0, 4 * floats)
+
+
+def estimate_rounding(
+    model: Qwen2Config, *, n_types: int, n_dampings: int, n_held_out: int
+) -> Estimate:
+    """Count the work of GPTQ rounding into n_types types, each tried at n_dampings dampings."""
+    n_matrix = n_elementwise = 0
+    for n_in, n_out in sites(model):
+        n_tries = n_types * n_dampings
+        n_matrix += n_dampings * 4 * n_in**3 // 3 + n_tries * n_out * n_in**2
+        n_matrix += (n_tries + n_types) * 2 * n_held_out * n_in * n_out
+        n_elementwise += n_tries * n_out * n_in * K_BLOCK
+    # The Hessian with three more of its size, its held-out inputs; a matrix with three copies.
+    floats = max(
+        n_in * (4 * n_in + n_held_out) + (n_types + 3) * n_in * n_out
+        for n_in, n_out in sites(model)
+    )
+    return Estimate(
+        float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), 4 * floats
+    )
 
 
 def sites(model: Qwen2Config) -> tuple[tuple[int, int], ...]:

@@ -179,6 +179,8 @@ def gguf_command(
             show_estimate(
                 console, estimate_export(opened, plans, n_threads=n_threads, patience=0.02)
             )
+        if rounder is not None:
+            _show_rounding(console, rounder)
         start_s = time.monotonic()
         results = _export(opened, plans, console, threads=n_threads, force=force)
         elapsed_s = time.monotonic() - start_s
@@ -244,6 +246,18 @@ def _rounder(
         open_calibration(calibration, checkpoint),
         wanted,
         device=find_device(device),
+    )
+
+
+def _show_rounding(console: "Console", rounder: "GptqRounding") -> None:
+    """What the Hessians' rounding takes beside all else, which knows nothing of it."""
+    from convert.estimate import estimated_seconds, format_duration
+    from convert.files import format_nbytes
+
+    estimate = rounder.estimate()
+    console.print(
+        f"GPTQ rounding: about {format_duration(estimated_seconds(estimate))} on this machine's "
+        f"processor as it is now, {format_nbytes(estimate.peak_nbytes)} of memory"
     )
 
 

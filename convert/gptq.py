@@ -254,7 +254,7 @@ def factor_inverse(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, fl
     """
     import torch
 
-    mean_diagonal = float(hessian.diagonal().double().mean())
+    mean_diagonal = float(hessian.diagonal().cpu().double().mean())  # MPS has no float64
     if not bool(hessian.isfinite().all()):
         raise NumericalError("its Hessian holds NaN or Inf; the calibration inputs are damaged")
     if mean_diagonal <= 0:

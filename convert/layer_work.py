@@ -81,11 +81,12 @@ class LayerWork:
         remove(self.folder)
         self.folder.mkdir(parents=True)
 
-    def leave(self) -> None:
-        """Remove what only unfinished work needs."""
-        self._journal.unlink(missing_ok=True)
-        for path in self.folder.glob("states-*.f32"):
-            path.unlink()
+    def publish(self, path: Path) -> None:
+        """Give the folder its name; the journal goes last, so that nothing is ever done twice."""
+        for states in self.folder.glob("states-*.f32"):
+            states.unlink()
+        finish_folder(self.folder, path)
+        (path / JOURNAL).unlink()
 
     def _read_journal(self) -> dict[str, Any] | None:
         """The journal; None where there is none that was written whole."""
@@ -114,8 +115,7 @@ def layer_work(path: Path, made_of: Mapping[str, Any], *, force: bool) -> Iterat
             if work.n_done == 0:
                 remove(work.folder)
             raise
-        work.leave()
-        finish_folder(work.folder, path)
+        work.publish(path)
 
 
 def write_states(path: Path, states: Iterable[torch.Tensor]) -> None:

@@ -19,6 +19,7 @@ from convert.code_layout import LAYOUTS
 from convert.decode import decode_rows
 from convert.encode import ByteArray, QuantType, encode_rows
 from convert.errors import NumericalError
+from convert.estimate import Estimate, estimate_rounding
 from convert.gptq import factor_inverse
 from convert.gptq_rounding import round_matrix
 from convert.layer_stream import INPUT_SITES, threads_for
@@ -76,6 +77,15 @@ class GptqRounding:
         """What decides the codes, beside the checkpoint and the quant types."""
         calibration = self._calibration
         return f"gptq, {calibration.n_fitted} tokens of {calibration.calibration_sha256}"
+
+    def estimate(self) -> Estimate:
+        """What all of it takes on this machine's processor."""
+        return estimate_rounding(
+            self._checkpoint.model,
+            n_types=len(frozenset().union(*self._wanted.values())),
+            n_dampings=len(DAMPS),
+            n_held_out=self._calibration.n_held_out,
+        )
 
     def rows(self, name: str, quant_type: QuantType, start: int, stop: int) -> ByteArray | None:
         """Encoded rows start to stop of a matrix; None where it is not rounded here.

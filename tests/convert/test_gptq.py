@@ -102,6 +102,13 @@ def test_an_asymmetric_grid_follows_the_weights() -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_zeros_are_what_version_1_can_store() -> None:
+    """Catches a zero of 0, stored as -1: weights of one sign ask for it."""
+    weight, hessian = problem()
+    solution = quantize_matrix(weight.abs(), hessian, GptqSettings(symmetric=False))
+    assert int(solution.zeros.min()) == 1
+
+
 @pytest.mark.parametrize("column_chunk", [1, 7, 32, 100, 256])
 def test_column_chunk_does_not_matter(column_chunk: int) -> None:
     """Catches global and local column indices mixed up, and groups that a chunk cuts."""

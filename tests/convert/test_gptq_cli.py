@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from convert.cli import app
 from convert.errors import OutputExistsError, QwqError, UsageError
-from convert.estimate import estimate_gptq
+from convert.estimate import estimate_gptq, estimate_rounding
 from convert.gptq import GptqSettings
 from convert.qwen2 import parse_config
 from tests.synthetic import CONFIG
@@ -95,3 +95,14 @@ def test_the_estimate_of_qwq_32b() -> None:
     updates = 64 * (5120**2 * (5120 + 2048 + 5120 + 2 * 27648) + 27648**2 * 5120)
     assert estimate.n_matrix == pytest.approx(forward + hessians + factors + updates, rel=0.02)
     assert 10e9 < estimate.peak_nbytes < 30e9
+
+
+def test_the_estimate_of_rounding_qwq_32b() -> None:
+    """Catches a damping, a type or the held-out inputs forgotten: the same sums, written out."""
+    model = parse_config(QWQ_32B, "QwQ-32B")
+    estimate = estimate_rounding(model, n_types=2, n_dampings=3, n_held_out=2048)
+    factors = 64 * 3 * 4 / 3 * (27648**3 + 3 * 5120**3)
+    updates = 64 * 6 * (5120**2 * (5120 + 2048 + 5120 + 2 * 27648) + 27648**2 * 5120)
+    judging = 8 * 2 * 2048 * 31.2e9
+    assert estimate.n_matrix == pytest.approx(factors + updates + judging, rel=0.02)
+    assert 4 * 4 * 27648**2 < estimate.peak_nbytes < 20e9

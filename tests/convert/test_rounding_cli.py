@@ -50,6 +50,7 @@ def test_every_output_holds_the_rounded_rows(
     types = ("--type", "Q4_K_M", "--type", "Q2_K")
     run = gguf(source, "-o", tmp_path, *types, *options, "--threads", "2")
     assert "rounded with their Hessians" in run.stderr
+    assert "GPTQ rounding: about" in run.stderr
     imatrix = read_imatrix(calibration / "imatrix.gguf")
     with Checkpoint.open(source) as checkpoint:
         opened = open_calibration(calibration, checkpoint)
