@@ -18,6 +18,7 @@ from qwq_local.reply import Reply
 from qwq_local.server import messages_wire, responses_wire
 from qwq_local.server.asking import UnknownFields, question_of, thinking_budget
 from qwq_local.server.chat_wire import ChatWriter, Heading, ReasoningForm, completion
+from qwq_local.server.completing import CompletionWriter, continuations_of, text_completion
 from qwq_local.server.engine_room import EngineRoom
 from qwq_local.server.errors import ApiError, handle_errors
 from qwq_local.server.following import Register
@@ -29,12 +30,14 @@ from qwq_local.server.responses_wire import ResponsesWriter
 from qwq_local.server.schema import (
     ChatCompletion,
     ChatRequest,
+    CompletionRequest,
     ErrorBody,
     Health,
     MessagesRequest,
     ModelEntry,
     ModelList,
     ResponsesRequest,
+    Sampled,
     Steering,
 )
 
@@ -116,6 +119,7 @@ class _Routes:
         router.get("/v1/models/{name:path}", response_model=ModelEntry)(self.model)
         chat = "/v1/chat/completions"
         router.post(chat, response_model=ChatCompletion)(self.chat)
+        router.post("/v1/completions")(self.completions)
         router.post("/v1/messages")(self.messages)
         router.post("/v1/responses")(self.responses)
         router.post(chat + "/{id_}/answer-now", status_code=202)(self.answer_now)
@@ -154,9 +158,21 @@ class _Routes:
                 asks,
                 lambda replies: completion(heading, replies, form).model_dump(exclude_none=True),
             )
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        writer = ChatWriter(heading, form, with_usage=with_usage)
+        writer = ChatWriter(heading, form, with_usage=_with_usage(body))
         return await respond_streamed(following, asks, writer)
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """Go on from plain text."""
+        self._unknown.note(body)
+        asks = [continuation.ask for continuation in continuations_of(body)]
+        heading = self._heading("cmpl-")
+        following = self._register.follow(self._room, request, heading.id, user=body.user)
+        if body.stream:
+            writer = CompletionWriter(heading, n_choices=body.n or 1, with_usage=_with_usage(body))
+            return await respond_streamed(following, asks, writer)
+        return await respond_whole(
+            following, asks, lambda replies: text_completion(heading, replies, body.n or 1)
+        )
 
     async def messages(self, body: MessagesRequest, request: Request) -> Response:
         """The same in Anthropic's form."""
@@ -211,3 +227,7 @@ class _Routes:
     def _form(self, body: ChatRequest) -> ReasoningForm:
         excluded = body.reasoning is not None and body.reasoning.exclude
         return "hidden" if excluded or thinking_budget(body) == 0 else self._settings.reasoning
+
+
+def _with_usage(body: Sampled) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage

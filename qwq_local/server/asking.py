@@ -97,7 +97,8 @@ def question_of(body: ChatRequest, *, choice: int = 0) -> Question:
 
     Raises ApiError or UsageError where a field cannot be.
     """
-    _refuse_unsupported(body)
+    unsupported = ("logprobs", "top_logprobs", "frequency_penalty", "logit_bias")
+    refuse({name: getattr(body, name) for name in unsupported})
     tools, forced = _tools(body)
     answer_format = _answer_format(body)
     if answer_format is not None and forced:
@@ -228,12 +229,8 @@ def _answer_format(body: ChatRequest) -> Mapping[str, Any] | None:
     return schema
 
 
-def _refuse_unsupported(body: ChatRequest) -> None:
-    asked = {
-        "logprobs": body.logprobs or body.top_logprobs,
-        "frequency_penalty": body.frequency_penalty,
-        "logit_bias": body.logit_bias,
-    }
+def refuse(asked: Mapping[str, Any]) -> None:
+    """Raises ApiError where a field that is not offered is used."""
     for name, value in asked.items():
         if value:
             raise ApiError(

@@ -140,7 +140,7 @@ class ChatWriter:
 
     def _usage_chunk(self) -> ChatChunk:
         heading = self._heading
-        usage = usage_of(self._dones)
+        usage = usage_of(self._dones, len(self._dones))
         return ChatChunk(
             id=heading.id, created=heading.created, model=heading.model, choices=[], usage=usage
         )
@@ -161,10 +161,15 @@ def completion(heading: Heading, replies: Sequence[Reply], form: ReasoningForm) 
             )
             for index, reply in enumerate(replies)
         ],
-        usage=usage_of(dones),
+        usage=usage_of(dones, len(dones)),
         timings=timings_of(dones[-1]),
         notices=[WireNotice(kind=n.kind, text=n.text) for reply in replies for n in reply.notices],
     )
+
+
+def finish_reason_of(reason: str) -> FinishReason:
+    """The runtime's reason in OpenAI's words."""
+    return _FINISH[reason]
 
 
 def done_of(reply: Reply) -> Done:
@@ -172,16 +177,17 @@ def done_of(reply: Reply) -> Done:
     return Done(reply.finish_reason, reply.usage, reply.timings)
 
 
-def usage_of(dones: Sequence[Done]) -> WireUsage:
-    """The prompt counts once, however many replies it got."""
-    n_prompt = dones[0].usage.prompt_tokens
+def usage_of(dones: Sequence[Done], n_choices: int) -> WireUsage:
+    """A prompt counts once, however many choices it got, which follow each other."""
+    n_prompt = sum(done.usage.prompt_tokens for done in dones[::n_choices])
+    n_cached = sum(done.timings.n_cached for done in dones[::n_choices])
     n_reply = sum(done.usage.completion_tokens for done in dones)
     n_reasoning = sum(done.usage.reasoning_tokens for done in dones)
     return WireUsage(
         prompt_tokens=n_prompt,
         completion_tokens=n_reply,
         total_tokens=n_prompt + n_reply,
-        prompt_tokens_details=PromptDetails(cached_tokens=dones[0].timings.n_cached),
+        prompt_tokens_details=PromptDetails(cached_tokens=n_cached),
         completion_tokens_details=CompletionDetails(reasoning_tokens=n_reasoning),
     )
 

@@ -280,7 +280,6 @@ class CompletionRequest(Sampled):
     echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = None
-    best_of: int | None = None
 
 
 class MessageBlock(Wire):

@@ -79,6 +79,8 @@ def serve(
     config = uvicorn.Config(
         create_app(room, settings, metrics),
         log_level="warning",
+        loop="asyncio",
+        http="h11",
         access_log=False,
         server_header=False,
         proxy_headers=False,

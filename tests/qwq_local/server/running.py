@@ -74,6 +74,8 @@ def running(
     config = uvicorn.Config(
         create_app(room, settings, metrics),
         log_level="warning",
+        loop="asyncio",
+        http="h11",
         ws="none",
         timeout_graceful_shutdown=1,
     )

@@ -130,7 +130,7 @@ def test_errors_of_messages(server: Running) -> None:
         claude(server).create(
             model="x", max_tokens=9, messages=QUESTION, extra_body={"temperature": 11}
         )
-    assert caught.value.body["type"] == "error"
+    assert '"type": "error"' in json.dumps(caught.value.body)
     image = [{"type": "image", "source": {"type": "url", "url": "https://example.org/x.png"}}]
     with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\].content\[0\].type"):
         claude(server).create(
@@ -196,3 +196,41 @@ def test_errors_of_responses(server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="cannot be read") as caught:
         responses.create(model="any", input=[{"type": "computer_call"}])
     assert caught.value.param == "input[0].type"
+
+
+def test_plain_text_is_gone_on_from(server: Running, engine: FakeEngine) -> None:
+    """Nothing is laid around it; special tokens in it are what they say."""
+    completions = server.openai().completions
+    body = {"model": "any", "prompt": "<|im_start|>x", "max_tokens": 99, "stop": [" larger"]}
+    reply = completions.create(**body, n=2)
+    assert [choice.text for choice in reply.choices] == ["9>1\n</think>\n\n9.9 is"] * 2
+    assert reply.choices[0].finish_reason == "stop"
+    assert engine.prompts[-1] == [257, ord("x")]
+    assert reply.usage.prompt_tokens == 2
+    *chunks, last = completions.create(**body, stream=True, stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].text for chunk in chunks) == reply.choices[0].text
+    assert last.usage.prompt_tokens == 2
+
+
+def test_each_prompt_counts_once(server: Running) -> None:
+    reply = server.openai().completions.create(model="any", prompt=["x", "yy"], n=2, max_tokens=3)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (3, 12)
+
+
+def test_plain_text_is_cut_at_its_length(server: Running) -> None:
+    completions = server.openai().completions
+    reply = completions.create(model="any", prompt="x", max_tokens=3)
+    assert (reply.choices[0].text, reply.choices[0].finish_reason) == ("9>1", "length")
+    with pytest.raises(openai.BadRequestError, match="context") as caught:
+        completions.create(model="any", prompt="x" * 5000)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="echo"):
+        completions.create(model="any", prompt="x", echo=True)
+
+
+def test_nano_goes_on_from_plain_text(nano_server: Running) -> None:
+    prompt = "<|im_start|>user\nWhat is 417 + 58?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    reply = nano_server.openai().completions.create(model="any", prompt=prompt, max_tokens=20)
+    assert reply.choices[0].text
+    assert reply.usage.prompt_tokens > 10

@@ -1,0 +1,173 @@
+"""Going on from plain text: /v1/completions, for programs that make their prompts themselves."""
+
+import codecs
+import dataclasses
+import json
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwq_local import Answer, ContextError, Done, QwQ, Stream, Timings, Usage
+from qwq_local.engine import OnProgress
+from qwq_local.reply import Event, Reply, StopFilter
+from qwq_local.sampling import choose_seed
+from qwq_local.server.asking import refuse, sampling_of, seed_of, stops_of
+from qwq_local.server.chat_wire import Heading, done_of, finish_reason_of, usage_of
+from qwq_local.server.errors import ApiError
+from qwq_local.server.schema import CompletionRequest
+from qwq_local.stream import Control
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What follows a text. sampling: changes to the model's own."""
+
+    prompt: str
+    sampling: Mapping[str, Any]
+    seed: int | None
+    max_tokens: int
+    stop: tuple[str, ...]
+
+    def ask(self, qwq: QwQ, on_progress: OnProgress) -> Stream:
+        return Stream(lambda control: self._events(qwq, on_progress, control))
+
+    def _events(self, qwq: QwQ, on_progress: OnProgress, control: Control) -> Generator[Event]:
+        """Raises ContextError where the prompt leaves no room, QwqError where the engine fails."""
+        engine, plan = qwq.engine, qwq.engine.rope_plan
+        ids = engine.tokenize(self.prompt, parse_special=True)
+        room = min(self.max_tokens, plan.context_length - len(ids))
+        if room < 1 or not ids:
+            raise ContextError(
+                f"prompt: {len(ids):,} tokens, and there must be 1 at least and a free one in a "
+                f"context of {plan.context_length:,}; change it"
+            )
+        rope = plan.rope_for(len(ids) + room)
+        started = time.perf_counter()
+        n_cached = engine.n_cached(ids, rope=rope)
+        stop_ids = qwq.description.stop_ids
+        finish_reason = "length"
+        times: list[float] = []
+        for n_read in engine.prefill(ids, rope=rope):
+            on_progress(n_read, len(ids))
+            if control.cancelled.is_set():
+                break
+        generation = engine.generate(
+            ids,
+            sampling=dataclasses.replace(qwq.sampling, **self.sampling),
+            seed=choose_seed(self.seed),
+            max_tokens=room,
+            stop_ids=stop_ids,
+            rope=rope,
+        )
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        stop = StopFilter(self.stop)
+        try:
+            while not control.cancelled.is_set():
+                token_id = next(generation, None)
+                if token_id is None:
+                    break
+                times.append(time.perf_counter())
+                if token_id in stop_ids:
+                    finish_reason = "stop"
+                    break
+                text = decoder.decode(engine.token_bytes(token_id))
+                yield from stop.feed([Answer(text)] if text else [])
+                if stop.stopped:
+                    finish_reason = "stop"
+                    break
+        finally:
+            generation.close()
+        rest = decoder.decode(b"", final=True)
+        yield from stop.feed([Answer(rest)] if rest else [])
+        yield from stop.finish()
+        first, last = (times[0], times[-1]) if times else (started, started)
+        yield Done(
+            "cancelled" if control.cancelled.is_set() else finish_reason,
+            Usage(len(ids), len(times), 0),
+            Timings(n_cached, len(ids) - n_cached, first - started, len(times), last - first),
+        )
+
+
+def continuations_of(body: CompletionRequest) -> list[Continuation]:
+    """One for each choice of each prompt. Raises ApiError, UsageError."""
+    unsupported = ("echo", "suffix", "logprobs", "frequency_penalty", "logit_bias")
+    refuse({name: getattr(body, name) for name in unsupported})
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    return [
+        Continuation(
+            prompt,
+            sampling_of(body),
+            seed_of(body, choice),
+            body.max_tokens or DEFAULT_MAX_TOKENS,
+            stops_of(body),
+        )
+        for prompt in prompts
+        for choice in range(body.n or 1)
+    ]
+
+
+def text_completion(heading: Heading, replies: Sequence[Reply], n_choices: int) -> dict[str, Any]:
+    """The whole answer to a request, n_choices for each of its prompts."""
+    choices = [
+        _choice(index, reply.answer, finish_reason_of(reply.finish_reason))
+        for index, reply in enumerate(replies)
+    ]
+    usage = usage_of([done_of(reply) for reply in replies], n_choices)
+    return _document(heading, choices) | {"usage": usage.model_dump()}
+
+
+class CompletionWriter:
+    """Writes replies as the chunks of plain completions."""
+
+    def __init__(self, heading: Heading, *, n_choices: int, with_usage: bool) -> None:
+        self._heading = heading
+        self._n_choices = n_choices
+        self._with_usage = with_usage
+        self._index = -1
+        self._dones: list[Done] = []
+
+    def begin(self) -> str:
+        self._index += 1
+        return ""
+
+    def write(self, event: Event) -> str:
+        return "".join(_sse(_document(self._heading, [choice])) for choice in self._choices(event))
+
+    def end(self) -> str:
+        usage = ""
+        if self._with_usage:
+            counts = usage_of(self._dones, self._n_choices).model_dump()
+            usage = _sse(_document(self._heading, []) | {"usage": counts})
+        return usage + "data: [DONE]\n\n"
+
+    def fail(self, error: ApiError) -> str:
+        return _sse(error.body)
+
+    def _choices(self, event: Event) -> Iterator[dict[str, Any]]:
+        match event:
+            case Answer(text):
+                yield _choice(self._index, text, None)
+            case Done():
+                self._dones.append(event)
+                yield _choice(self._index, "", finish_reason_of(event.finish_reason))
+
+
+def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _document(heading: Heading, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "id": heading.id,
+        "object": "text_completion",
+        "created": heading.created,
+        "model": heading.model,
+        "choices": choices,
+    }
+
+
+def _sse(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
