@@ -49,7 +49,7 @@ format: $(READY) ## lay the code out
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-encoders bench-convert bench-calibrate ## run all benchmarks; docs/LOG.md holds their figures
+bench: bench-encoders bench-convert bench-calibrate bench-run ## run all benchmarks; docs/LOG.md holds their figures
 
 bench-encoders: $(READY) ## compare our block encoders with three builds of ggml's: bytes and speed
 	@$(BIN)/python benchmarks/encoders.py
@@ -60,10 +60,13 @@ bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and lla
 bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding, GPTQ and GPTQModel: KL, time, memory
 	@$(BIN)/python benchmarks/calibration.py --gptqmodel
 
+bench-run: $(READY) ## compare the runtime with llama.cpp's bare loop and with llama-cpp-python
+	@$(BIN)/python benchmarks/runtime.py
+
 constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 	@$(BIN)/python scripts/constraints.py
 
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval test lint format bench bench-encoders bench-convert bench-calibrate constraints clean
+.PHONY: help setup quantize eval test lint format bench bench-encoders bench-run bench-convert bench-calibrate constraints clean

@@ -5,32 +5,22 @@ import sys
 
 from qwq_local import QwQ
 
-CALCULATOR = {
-    "type": "function",
-    "function": {
-        "name": "calculator",
-        "description": "Computes an arithmetic expression.",
-        "parameters": {
-            "type": "object",
-            "properties": {"expression": {"type": "string"}},
-            "required": ["expression"],
-        },
-    },
-}
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def calculate(expression: str) -> object:
-    left, sign, right = expression.split()
-    return OPERATIONS[sign](int(left), int(right))
+def calculator(expression: str) -> object:
+    """Computes an arithmetic expression."""
+    match expression.split():
+        case [left, sign, right] if sign in OPERATIONS and (left + right).isdigit():
+            return OPERATIONS[sign](int(left), int(right))
+        case _:
+            return {"error": "give two numbers and + - or * between them"}
 
 
 with QwQ.open(sys.argv[1] if len(sys.argv) > 1 else "models/nano-qwq") as qwq:
-    session = qwq.session(tools=[CALCULATOR])
-    reply = session.ask("What is 38 * 27? Use the calculator.")
-    for call in reply.tool_calls:
-        print(f"{call.name}({call.arguments})", file=sys.stderr)
-        session.tool_result(call.id, calculate(call.arguments["expression"]))
-    if reply.tool_calls:
-        reply = session.ask()
-    print(reply.answer)
+    session = qwq.session(tools=[calculator])
+    reply = session.run("What is 38 * 27? Use the calculator.")
+    for message in session.messages:
+        for call in message.get("tool_calls", ()):
+            print(call["function"], file=sys.stderr)
+    print(reply.answer or "(no answer)")

@@ -118,8 +118,9 @@ class Session:
     def run(self, text: str, *, max_calls: int = 16, **options: Unpack[SendOptions]) -> Reply:
         """Ask, calling the session's Python functions for the model until it answers.
 
-        max_calls: how many calls of functions are made at most. Raises UsageError where the model
-        calls a tool that is no function here, or more often; what a function raises goes through.
+        max_calls: how many calls are made at most. A call of a tool that there is not is answered
+        so. Raises UsageError where a tool is described and no function, or where the model calls
+        more often; what a function raises goes through.
         """
         reply = self.ask(text, **options)
         n_left = max_calls
@@ -131,15 +132,20 @@ class Session:
                     "less"
                 )
             for call in reply.tool_calls:
-                function = self._functions.get(call.name)
-                if function is None:
-                    raise UsageError(
-                        f"run: {call.name!r} is no function of this session; give it among the "
-                        "tools, or answer the call with tool_result"
-                    )
-                self.tool_result(call.id, call_function(function, call.arguments))
+                self.tool_result(call.id, self._call(call))
             reply = self.ask(**options)
         return reply
+
+    def _call(self, call: ToolCall) -> object:
+        function = self._functions.get(call.name)
+        if function is not None:
+            return call_function(function, call.arguments)
+        if any(tool.get("function", tool).get("name") == call.name for tool in self._tools):
+            raise UsageError(
+                f"run: {call.name!r} is described here and is no function; give it as one, or "
+                "answer the call with tool_result"
+            )
+        return {"error": f"there is no tool {call.name!r}"}
 
     def tool_result(self, call_id: str, result: object) -> None:
         """Add what a tool returned; anything but a string is given as JSON.

@@ -184,3 +184,20 @@ def test_a_closed_model_says_so(bf16_gguf: Path) -> None:
     for use in (lambda: next(stream), lambda: ids_of(qwq), lambda: qwq.engine.token_bytes(1)):
         with pytest.raises(QwqError, match="closed"):
             use()
+
+
+def test_every_engine_follows_a_session(qwq: QwQ) -> None:
+    """Would catch an engine that loses ids which were put into its reply."""
+    session = qwq.session(sampling=GREEDY)
+    stream = session.send("What is 12 + 34?", reasoning_tokens=12, max_tokens=90)
+    stream.steer("ones first")
+    reply = stream.reply()
+    assert "Wait, the user adds: ones first" in reply.reasoning
+    assert reply.usage.reasoning_tokens > 12
+    assert reply.usage.completion_tokens > reply.timings.n_decoded
+    assert [notice.kind for notice in reply.notices][:2] == ["sampling", "budget"]
+    stream = session.send("And 35?")
+    next(stream)
+    stream.cancel()
+    assert stream.reply().finish_reason == "cancelled"
+    assert len(session.messages) == 2

@@ -249,18 +249,19 @@ def test_python_functions_are_tools_that_run_by_themselves() -> None:
 
     call = 'Hm.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 4}}\n</tool_call>'
     bad = call.replace('{"a": 4}', '{"x": 4}')
-    qwq, engine = model(call, bad, REPLY)
+    qwq, engine = model(call, bad, call.replace("add", "sub"), REPLY)
     session = qwq.session(tools=[add])
     assert session.run("4 + 1?").answer == "Yes."
     results = [m["content"] for m in session.messages if m["role"] == "tool"]
     assert results[0] == '{"sum": 5}'
     assert "missing a required argument: 'a'" in results[1]
+    assert results[2] == """{"error": "there is no tool 'sub'"}"""
     assert '{"sum": 5}' in prompt_of(engine)
 
 
 @pytest.mark.parametrize(
     ("tools", "max_calls", "error"),
-    [(TOOLS, 5, "'add' is no function of this session"), ([], 0, "")],
+    [(TOOLS, 5, "'add' is described here and is no function"), ([], 0, "")],
 )
 def test_run_gives_up_with_a_reason(tools: Any, max_calls: int, error: str) -> None:
     call = 'Hm.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 4}}\n</tool_call>'
