@@ -13,6 +13,7 @@ from gguf.gguf_writer import WriterState
 from convert.checkpoint import Checkpoint
 from convert.encode import ByteArray, QuantType, row_nbytes
 from convert.errors import CheckpointError
+from convert.gguf_parts import part_name
 from convert.imatrix import Imatrix
 from convert.provenance import add_provenance
 from convert.qwen2 import Qwen2Config, tensor_specs
@@ -111,7 +112,7 @@ def plan_file(
         last = [tensor for tensor in tensors if tensor.part == number][-1]
         part_path = path
         if n_parts > 1:
-            part_path = path.with_name(f"{path.stem}-{number + 1:05}-of-{n_parts:05}.gguf")
+            part_path = path.with_name(part_name(path.stem, number + 1, n_parts))
         parts.append(PartPlan(part_path, header, len(header) + aligned(last.offset + last.nbytes)))
     return FilePlan(recipe, imatrix, tuple(parts), tensors, row_source)
 
