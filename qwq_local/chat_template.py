@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,12 +49,20 @@ class Prompt:
 
     def tokenize(self, engine: Engine) -> list[int]:
         """Ids of the prompt; what a message says never becomes a control token."""
+        return self.ids(
+            engine.control_tokens, lambda text: engine.tokenize(text, parse_special=False)
+        )
+
+    def ids(
+        self, control_tokens: Mapping[str, int], tokenize: Callable[[str], Sequence[int]]
+    ) -> list[int]:
+        """The same, with each piece of text tokenized by a function of the caller's."""
         ids: list[int] = []
         for text, is_control in self.pieces:
             if is_control:
-                ids.append(engine.control_tokens[text])
+                ids.append(control_tokens[text])
             else:
-                ids += engine.tokenize(text, parse_special=False)
+                ids += tokenize(text)
         return ids
 
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from qwq_local.saved import identify
 from qwq_local.stream import Control
 from qwq_local.turn import Turn
 
+N_PIECES = 256
+"""Texts between control tokens whose ids are kept: the messages of earlier turns."""
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 _log = logging.getLogger(__name__)
 
@@ -36,6 +39,9 @@ class LocalModel:
         self._path = path
         self.description = description
         self.sampling = description.sampling
+        self._tokenize = lru_cache(N_PIECES)(
+            lambda text: tuple(engine.tokenize(text, parse_special=False))
+        )
         self._repair_template = repair_template
         self._template = ChatTemplate(
             description.template,
@@ -73,7 +79,7 @@ class LocalModel:
         n_context = self.engine.rope_plan.context_length
         n_reply = min(turn.limits.max_tokens or n_context, max(1, n_context // 4))
         prompt, _ = self._prompt(turn)
-        return len(prompt.tokenize(self.engine)) + n_reply <= n_context
+        return len(self._ids(prompt)) + n_reply <= n_context
 
     def warm(self, turn: Turn, role: str) -> None:
         """Read what the next turn's prompt will begin with, while nothing else is asked.
@@ -144,13 +150,16 @@ class LocalModel:
 
         def ids(content: str) -> list[int]:
             messages = [*turn.messages, {"role": role, "content": content}]
-            return self._render(messages, turn.tools).tokenize(self.engine)
+            return self._ids(self._render(messages, turn.tools))
 
         ours = ids("a")
         return ours[: shared_prefix(ours, ids("b")) + 1]  # prefill leaves the last one out
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
         return self._template.render(messages, tools=tools or None)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return prompt.ids(self.engine.control_tokens, self._tokenize)
 
     def _prompt(self, turn: Turn) -> tuple[Prompt, list[Notice]]:
         prompt = self._render(turn.messages, turn.tools)
@@ -179,7 +188,7 @@ class LocalModel:
 
     def _request(self, turn: Turn, prompt: Prompt) -> Request:
         plan, limits = self.engine.rope_plan, turn.limits
-        ids = prompt.tokenize(self.engine)
+        ids = self._ids(prompt)
         n_left = plan.context_length - len(ids)
         if n_left < 1:
             raise ContextError(

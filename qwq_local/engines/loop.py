@@ -100,7 +100,7 @@ class EngineLoop(ABC):
 
     def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
         with self._lock:
-            self._restart(list(ids), rope, self._n_shared(ids, rope))
+            self._begin(list(ids), rope)
             return self._n_filled.to_bytes(8, "little") + self._export()
 
     def import_cache(self, ids: Sequence[int], state: bytes, *, rope: Yarn | None = None) -> None:
@@ -122,7 +122,7 @@ class EngineLoop(ABC):
         while True:
             with self._lock:
                 if self._sequence is not sequence:
-                    self._restart(sequence, rope, self._n_shared(sequence, rope))
+                    self._begin(sequence, rope)
                 if self._n_filled >= stop:
                     return
                 self._prefill_step(stop)
@@ -192,32 +192,37 @@ class EngineLoop(ABC):
     def _hold(self, sequence: list[int], rope: Yarn | None) -> None:
         """Make the kv_cache hold the sequence, with logits of its last id."""
         if self._sequence is not sequence or self._rope != rope:
-            self._restart(sequence, rope, self._n_shared(sequence, rope))
+            self._begin(sequence, rope)
             self._prefill(_whole_units(len(sequence) - 1))
         for start in range(self._n_filled, len(sequence), PREFILL_BATCH):
             chunk = sequence[start : start + PREFILL_BATCH]
             self._feed(chunk, all_logits=False)
             self._n_filled += len(chunk)
 
+    def _begin(self, sequence: list[int], rope: Yarn | None) -> None:
+        """Turn to a sequence with as much of it as the kv_cache or the stash has."""
+        n_kept = self._n_shared(sequence, rope)
+        n_stashed, stashed = self._stashed(sequence, rope, n_kept)
+        if stashed is None:
+            self._restart(sequence, rope, n_kept)
+            return
+        self._restart(sequence, rope, 0)
+        self._import(stashed.state)
+        self._trim(n_stashed)
+        self._n_filled = self._n_reusable = n_stashed
+        self.stash.use(stashed)
+
     def _restart(self, sequence: list[int], rope: Yarn | None, n_kept: int) -> None:
-        """Keep the first positions, or what the stash has, for a sequence that begins alike."""
+        """Turn to a sequence, with the first positions of the kv_cache; put aside what is lost."""
         if self._n_reusable - n_kept >= WORTH_STASHING:
             self._cut(self._n_reusable)
-            ids = tuple(self._sequence)
-            self.stash.put(Stashed(ids, self._rope, self._export()))
-        n_stashed, stashed = self._stashed(sequence, rope, n_kept)
+            self.stash.put(Stashed(tuple(self._sequence), self._rope, self._export()))
         self._n_reusable = 0  # should the cut fail
-        if rope != self._rope:
+        if rope == self._rope:
+            self._trim(n_kept)
+        else:
             self._set_rope(rope)
             self._rope = rope
-        elif stashed is None:
-            self._trim(n_kept)
-        if stashed is not None:
-            self._trim(0)
-            self._import(stashed.state)
-            self._trim(n_stashed)
-            self.stash.use(stashed)
-            n_kept = n_stashed
         self._sequence, self._n_filled, self._n_reusable = sequence, n_kept, n_kept
 
     def _cut(self, n_kept: int) -> None:

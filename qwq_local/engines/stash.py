@@ -50,7 +50,9 @@ class Stash:
 
     def use(self, entry: Stashed) -> None:
         """Note that it was of use."""
-        self._entries.move_to_end((entry.ids, entry.rope))
+        key = (entry.ids, entry.rope)
+        if key in self._entries:
+            self._entries.move_to_end(key)
 
     def clear(self) -> None:
         self._entries.clear()

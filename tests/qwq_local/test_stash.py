@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convert.errors import QwqError
@@ -9,7 +10,7 @@ from qwq_local import QwQ, Sampling
 from qwq_local.engines.loop import EngineLoop
 from qwq_local.engines.stash import Stash, Stashed
 from qwq_local.rope import Yarn
-from tests.qwq_local.test_engines import greedy, ids_of
+from tests.qwq_local.test_engines import greedy, ids_of, logits
 
 
 def loop_of(qwq: QwQ) -> EngineLoop:
@@ -33,8 +34,10 @@ def test_conversations_that_take_turns_find_their_own(
             assert engine.n_cached(ids) >= 256
             assert engine.n_cached([*ids[:300], 1, 2, 3]) >= 256
             assert greedy(qwq, ids, 12) == reply
+    scored = logits(qwq, first)
     engine.stash.clear()
     assert engine.n_cached(first) == 0
+    np.testing.assert_array_equal(scored, logits(qwq, first))
 
 
 def test_a_cache_moves_to_another_engine(gguf_qwq: QwQ, bf16_gguf: Path) -> None:
