@@ -32,6 +32,15 @@ class Manifest:
         files = [file for file in checkpoint.iterdir() if file.suffix in CHECKPOINT_SUFFIXES]
         return self._hash_of_files(checkpoint, files, "checkpoint")
 
+    def model_sha256(self, checkpoint: Path) -> str:
+        """The same without the model card, which no result depends on."""
+        files = [
+            file
+            for file in checkpoint.iterdir()
+            if file.suffix in CHECKPOINT_SUFFIXES and file.suffix != ".md"
+        ]
+        return self._hash_of_files(checkpoint, files, "checkpoint")
+
     def sha256_of(self, path: Path) -> str:
         """A file's SHA-256; a folder's is that of its files' names and hashes."""
         if path.is_file():

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cache
@@ -23,13 +23,26 @@ from quant_eval.divergence import (
 )
 from quant_eval.kept import Kept
 from quant_eval.manifest import digest
-from quant_eval.results import Accuracy, Attempt, Example, FileResult, Speed, to_json
+from quant_eval.paired import MIN_CLUSTERS, Sample, paired_difference
+from quant_eval.results import (
+    Accuracy,
+    Attempt,
+    Example,
+    FileResult,
+    Flip,
+    Speed,
+    TaskLoss,
+    to_json,
+)
 from quant_eval.sizes import model_size
 from quant_eval.suite import QUESTIONS, Exam, Progress, check_model, problem_name
 from quant_eval.tasks import Problem, grade
 from quant_eval.tasks.problem import user_turn
 from qwq_local import QwQ, Reply
 from qwq_local.reply import collect
+
+MAX_FLIPS = 3  # shown of a file
+UNQUANTIZED_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +262,8 @@ def _check_vocabulary(qwq: QwQ, exam: Exam) -> None:
         )
 
 
-def file_result(measured: Measured) -> FileResult:
-    """The report's row of a file."""
+def file_result(measured: Measured, floor: Measured | None = None) -> FileResult:
+    """The report's row of a file. floor: the 16-bit file that its replies are held against."""
     size = model_size(measured.path)
     return FileResult(
         name=measured.path.name,
@@ -267,7 +280,41 @@ def file_result(measured: Measured) -> FileResult:
             for one in measured.questions
         ),
         elapsed_s=round(measured.elapsed_s, 1),
+        task_loss=None if floor is None else _task_loss(floor, measured),
+        flips=() if floor is None else tuple(_flips(floor, measured))[:MAX_FLIPS],
     )
+
+
+def find_floor(measured: Sequence[Measured]) -> Measured | None:
+    """The first file whose weights are not quantized: it differs by the path's own noise."""
+    whole = (one for one in measured if model_size(one.path).bits_per_weight >= UNQUANTIZED_BITS)
+    return next(whole, None)
+
+
+def _task_loss(floor: Measured, measured: Measured) -> TaskLoss | None:
+    before, after = (
+        Sample.of((attempt.problem, bool(attempt.correct)) for attempt in one.attempts)
+        for one in (floor, measured)
+    )
+    difference = paired_difference(before, after, of_shares=True)
+    if difference is None or difference.n < MIN_CLUSTERS or floor is measured:
+        return None
+    low, high = difference.interval(0.95)
+    return TaskLoss(difference.value, low, high, difference.n)
+
+
+def _flips(floor: Measured, measured: Measured) -> Iterator[Flip]:
+    solved = {one.problem: one for one in floor.attempts if one.correct}
+    for attempt in measured.attempts:
+        reference = solved.get(attempt.problem)
+        if reference is not None and not attempt.correct and floor is not measured:
+            yield Flip(
+                attempt.question,
+                reference.reasoning,
+                reference.answer,
+                attempt.reasoning,
+                attempt.answer,
+            )
 
 
 def _accuracy(attempts: Sequence[Attempt]) -> dict[str, Accuracy]:

@@ -270,9 +270,7 @@ def bind(checkpoint: Checkpoint, manifest: Manifest, text: Path | None, n_tokens
     """What a reference for this checkpoint and text must be of."""
     from quant_eval.suite import read_evaluation_text
 
-    return Binding(
-        manifest.checkpoint_sha256(checkpoint.path), read_evaluation_text(text)[1], n_tokens
-    )
+    return Binding(manifest.model_sha256(checkpoint.path), read_evaluation_text(text)[1], n_tokens)
 
 
 def keep_reference(
@@ -300,16 +298,17 @@ def make_report(
     checkpoint: Checkpoint, manifest: Manifest, ask: Ask, measured: "Sequence[Measured]"
 ) -> Report:
     """The rows of all measured files, with where and on what they were measured."""
-    from quant_eval.measurement import file_result
+    from quant_eval.measurement import file_result, find_floor
     from quant_eval.suite import read_evaluation_text
 
+    floor = find_floor(measured)
     return Report(
         model=model_name(checkpoint),
-        checkpoint_sha256=manifest.checkpoint_sha256(checkpoint.path),
+        checkpoint_sha256=manifest.model_sha256(checkpoint.path),
         evaluation_sha256=read_evaluation_text(ask.text)[1],
         settings=ask.settings,
         environment=describe_environment(),
-        files=tuple(map(file_result, measured)),
+        files=tuple(file_result(one, floor) for one in measured),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.files import format_nbytes, replacing_file
+from quant_eval.behaviour import FLAGS
 from quant_eval.divergence import Estimate
 from quant_eval.plot import kl_plot
 from quant_eval.results import Accuracy, FileResult, Report, short_names
@@ -119,6 +120,48 @@ def _caption(report: Report) -> str:
     return "\n".join(parts)
 
 
+def summary_of(report: Report) -> list[str]:
+    """One sentence a file: what it lost, in words; what was not measured is said so."""
+    names = short_names([file.name for file in report.files])
+    return [f"{name}: {_sentence(file)}" for name, file in zip(names, report.files, strict=True)]
+
+
+def _sentence(file: FileResult) -> str:
+    parts = []
+    loss = file.task_loss
+    if loss is None:
+        parts.append("tasks not held against a 16-bit file")
+    elif loss.low <= 0 <= loss.high:
+        parts.append(
+            f"no measurable loss on tasks ({100 * loss.value:+.0f} %, interval "
+            f"{100 * loss.low:+.0f} to {100 * loss.high:+.0f}, {loss.n} problems)"
+        )
+    else:
+        fewer = "fewer" if loss.high < 0 else "more"
+        ends = sorted(abs(100 * end) for end in (loss.low, loss.high))
+        parts.append(f"solves {ends[0]:.0f} to {ends[1]:.0f} % of {loss.n} problems {fewer}")
+    reply = file.divergence.get("reply")
+    if reply is None:
+        parts.append("KL not measured")
+    else:
+        parts.append("KL " + " ".join(format_estimate(reply.kl_nats)).strip())
+    if file.behaviour is not None:
+        n = file.behaviour.n_replies
+        for share, words in (
+            (file.behaviour.unfinished_thoughts, "thoughts did not end"),
+            (file.behaviour.loops, "replies looped"),
+        ):
+            if share.value > 0:
+                parts.append(f"{share.value * n:.0f} of {n} {words}")
+    return "; ".join(parts)
+
+
+def format_share(estimate: Estimate) -> tuple[str, str]:
+    """A share of replies in whole percent."""
+    error = estimate.standard_error
+    return f"{100 * estimate.value:.0f}", "" if error is None else f"±{100 * error:.0f}"
+
+
 def write_html(path: Path, report: Report) -> None:
     """Write the page, whole or not at all, over an older one."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -136,12 +179,15 @@ def write_html(path: Path, report: Report) -> None:
         estimate=format_estimate,
         percent=format_percent,
         accuracy=format_accuracy,
+        share=format_share,
     )
     names = short_names([file.name for file in report.files])
     page = environment.get_template(TEMPLATE).render(
         report=report,
         rows=list(zip(names, report.files, strict=True)),
         kinds=kinds_of(report.files),
+        summary=summary_of(report),
+        flags=FLAGS,
         # drawn here from numbers, and from file names that matplotlib escapes
         plot=Markup(kl_plot(report)),
     )

@@ -110,10 +110,35 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLoss:
+    """Share of problems solved less the 16-bit file's, paired, with a 95 % interval.
+
+    n counts problems that both were asked.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A problem that the 16-bit file solved and this one did not, with both replies."""
+
+    question: str
+    reference_reasoning: str
+    reference_answer: str
+    reasoning: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class FileResult:
     """One file's row: its size, its divergence by part of the reply, its accuracy by task.
 
-    sha256: of the file, or of the names and hashes of a folder's files. elapsed_s: of measuring.
+    sha256: of the file, or of the names and hashes of a folder's files. task_loss, flips: against
+    the 16-bit file of the same report. elapsed_s: of measuring.
     """
 
     name: str
@@ -127,6 +152,8 @@ class FileResult:
     speed: Speed | None
     examples: tuple[Example, ...]
     elapsed_s: float
+    task_loss: TaskLoss | None = None
+    flips: tuple[Flip, ...] = ()
 
     @property
     def overall_accuracy(self) -> Accuracy | None:

@@ -186,7 +186,7 @@ def gate(
             rules.check_conditions(
                 accepted,
                 baseline,
-                checkpoint=Manifest(out).checkpoint_sha256(checkpoint.path),
+                checkpoint=Manifest(out).model_sha256(checkpoint.path),
                 text=read_evaluation_text(text)[1],
             )
             settings = rules.settings_of_gate(accepted, reply_seed)

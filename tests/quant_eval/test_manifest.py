@@ -60,6 +60,19 @@ def test_a_checkpoint_is_known_by_what_a_conversion_reads(tmp_path: Path) -> Non
     assert manifest.checkpoint_sha256(folder) != before
 
 
+def test_the_model_card_is_no_part_of_the_model(tmp_path: Path) -> None:
+    """Catches results and baselines that are thrown away for a word changed in a README."""
+    folder = tmp_path / "checkpoint"
+    touch(folder / "model.safetensors", "weights", 1)
+    touch(folder / "README.md", "card", 1)
+    manifest = Manifest(tmp_path / "out")
+    before = manifest.model_sha256(folder)
+    touch(folder / "README.md", "Card", 2)
+    assert manifest.model_sha256(folder) == before
+    touch(folder / "chat_template.jinja", "x", 2)
+    assert manifest.model_sha256(folder) != before
+
+
 def test_an_origin_lasts_as_long_as_the_file(tmp_path: Path) -> None:
     """Catches a file changed by hand that passes for the one that was made."""
     file = tmp_path / "a.gguf"

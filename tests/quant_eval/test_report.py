@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,15 +19,19 @@ from quant_eval.report import (
     format_percent,
     kinds_of,
     results_table,
+    summary_of,
     write_html,
 )
 from quant_eval.results import (
     Accuracy,
+    Behaviour,
     EvaluationSettings,
     Example,
     FileResult,
+    Flip,
     Report,
     Speed,
+    TaskLoss,
     short_names,
     to_json,
     write_json,
@@ -102,6 +107,48 @@ def text_of(report: Report, width: int = 140) -> str:
     console.print(results_table(report))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
+
+
+BEHAVIOUR = Behaviour(
+    n_replies=100,
+    unfinished_thoughts=Estimate(0.03, 0.02, 100),
+    empty_thoughts=Estimate(0.0, 0.01, 100),
+    loops=Estimate(0.0, 0.01, 100),
+    language_switches=Estimate(0.0, 0.01, 100),
+    cut_replies=Estimate(0.25, 0.04, 100),
+    thought_tokens=Estimate(81.25, 3.1, 100),
+    first_token_s=0.0312,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "a: tasks not held against a 16-bit file; KL 9.7e-3 ±0.6e-3"),
+        (
+            {"task_loss": TaskLoss(-0.01, -0.05, 0.03, 112), "divergence": {}},
+            (
+                "a: no measurable loss on tasks (-1 %, interval -5 to +3, 112 problems); "
+                "KL not measured"
+            ),
+        ),
+        (
+            {"task_loss": TaskLoss(-0.2, -0.3, -0.1, 112), "behaviour": BEHAVIOUR},
+            (
+                "a: solves 10 to 30 % of 112 problems fewer; KL 9.7e-3 ±0.6e-3; "
+                "3 of 100 thoughts did not end"
+            ),
+        ),
+        (
+            {"task_loss": TaskLoss(0.2, 0.1, 0.3, 112)},
+            "a: solves 10 to 30 % of 112 problems more; KL 9.7e-3 ±0.6e-3",
+        ),
+    ],
+)
+def test_the_summary_says_no_more_than_was_measured(changes: dict[str, Any], words: str) -> None:
+    """Catches a loss that is within the noise, and a "no loss" where nothing was compared."""
+    file = replace(REPORT.files[4], name="a.gguf", **changes)
+    assert summary_of(replace(REPORT, files=(file,))) == [words]
 
 
 def test_unmeasured_is_absent() -> None:
@@ -212,9 +259,16 @@ def test_the_page_escapes_what_models_write(tmp_path: Path) -> None:
     """Catches markup of a reply, a question or a file name that a browser would run."""
     evil = "<img src=x onerror=alert(1)>"
     file = replace(
-        REPORT.files[0], name=f"a-{evil}.gguf", examples=(Example(evil, evil, evil, "stop"),)
+        REPORT.files[0],
+        name=f"a-{evil}.gguf",
+        examples=(Example(evil, evil, evil, "stop"),),
+        behaviour=BEHAVIOUR,
+        flips=(Flip(evil, evil, evil, evil, evil),),
     )
     write_html(tmp_path / "report.html", replace(REPORT, files=(file, REPORT.files[1])))
     page = (tmp_path / "report.html").read_text()
     assert "<img" not in page
-    assert page.count("&lt;img src=x") >= 4
+    assert page.count("&lt;img src=x") >= 9
+    assert "<th>unfinished<br>thoughts</th>" in page
+    assert "<td>81.2<small>±3.1</small></td>" in page
+    assert "<td>25<small>±4</small></td>" in page
