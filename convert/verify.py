@@ -232,6 +232,12 @@ def _judged_by_type(tensor: GgufTensor, error: TensorError) -> str:
 
 def _hold_against_gguf_package(part: GgufPart) -> None:
     """Raise GgufError where the gguf package finds other tensors in the file, or elsewhere."""
+    try:
+        tensors = _LeanReader(part.path).tensors
+    except (ValueError, KeyError, IndexError) as error:
+        raise GgufError(
+            f"{part.path}: the gguf package cannot read it ({error}); {_DISK}"
+        ) from error
     theirs = {
         tensor.name: (
             tensor.tensor_type,
@@ -239,7 +245,7 @@ def _hold_against_gguf_package(part: GgufPart) -> None:
             tensor.data_offset,
             tensor.n_bytes,
         )
-        for tensor in _LeanReader(part.path).tensors
+        for tensor in tensors
     }
     ours = {
         tensor.name: (tensor.quant_type, tensor.shape, tensor.offset, tensor.nbytes)

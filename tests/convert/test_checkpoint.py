@@ -64,9 +64,7 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
         tensors["lm_head.weight"] = tensors[EMBEDDING] * np.float32(2)
 
     another = write_checkpoint(tmp_path / "e", config=tied, edit=add_another_head)
-    with pytest.raises(
-        CheckpointError, match=r"lm_head\.weight is not model\.embed_tokens"
-    ):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is not model\.embed_tokens"):
         Checkpoint.open(another)
 
 

@@ -421,3 +421,17 @@ def test_reading_back(tmp_path: Path, files: dict[str, bytes]) -> None:
     overwrite(path, DOWN, flip)
     with pytest.raises(GgufError, match=rf"x\.gguf\.partial: {DOWN} reads back with the SHA-256 "):
         check_written([path], hashes)
+
+
+def test_reading_back_with_the_gguf_package(tmp_path: Path) -> None:
+    """A header that we take and the gguf package does not is no header to leave behind."""
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen2")
+    writer.add_uint64("general.alignment", 32)
+    writer.add_tensor("one", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    hashes = {"one": hashlib.sha256(np.ones(8, np.float32).tobytes()).hexdigest()}
+    with pytest.raises(GgufError, match=r"x\.gguf: the gguf package cannot read it \(Bad type"):
+        check_written([tmp_path / "x.gguf"], hashes)
