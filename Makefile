@@ -57,11 +57,14 @@ bench-encoders: $(READY) ## compare our block encoders with three builds of ggml
 bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and llama.cpp's quantizer
 	@$(BIN)/python benchmarks/one_pass.py
 
-bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding, GPTQ and GPTQModel: KL, time, memory
-	@$(BIN)/python benchmarks/calibration.py --gptqmodel
+bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding and GPTQ: KL, time, memory
+	@$(BIN)/python benchmarks/calibration.py
 
 bench-run: $(READY) ## compare the runtime with llama.cpp's bare loop and with llama-cpp-python
 	@$(BIN)/python benchmarks/runtime.py
+
+soak: $(READY) ## ask a server for 15 minutes, wildly: flat memory, no reply lost
+	@$(BIN)/python benchmarks/soak_server.py
 
 constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 	@$(BIN)/python scripts/constraints.py
@@ -69,4 +72,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval test lint format bench bench-encoders bench-run bench-convert bench-calibrate constraints clean
+.PHONY: help setup quantize eval test lint format bench bench-encoders bench-run bench-convert bench-calibrate soak constraints clean

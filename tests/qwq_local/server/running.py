@@ -55,6 +55,18 @@ class Running:
         raise AssertionError("what was waited for did not come")
 
 
+class Repeating(FakeEngine):
+    """Says all its replies, and then all of them again."""
+
+    def __init__(self, *replies: str) -> None:
+        super().__init__(*replies)
+        self._all = replies
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        self.replies = self.replies or list(self._all)
+        return super().generate(*arguments, **options)
+
+
 def fake_qwq(*replies: str, engine: FakeEngine | None = None) -> QwQ:
     return QwQ(engine or FakeEngine(*replies), describe_fake(TEMPLATE), Path("fake"))
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.fakes import FakeEngine
-from tests.qwq_local.server.running import QUESTION, THOUGHT, Running, fake_qwq, running
+from tests.qwq_local.server.running import QUESTION, THOUGHT, Repeating, Running, fake_qwq, running
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 TOOL = {
@@ -26,21 +26,9 @@ TOOL = {
 }
 
 
-class Patient(FakeEngine):
-    """Says the same however often it is asked."""
-
-    def __init__(self, reply: str) -> None:
-        super().__init__(reply)
-        self._reply = reply
-
-    def generate(self, *arguments: Any, **options: Any) -> Any:
-        self.replies = [self._reply]
-        return super().generate(*arguments, **options)
-
-
 @pytest.fixture(scope="module")
 def engine() -> FakeEngine:
-    return Patient(THOUGHT)
+    return Repeating(THOUGHT)
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,10 @@ import openai
 import pytest
 
 from tests.fakes import FakeEngine
-from tests.qwq_local.server.running import QUESTION, THOUGHT, Running, fake_qwq, running
+from tests.qwq_local.server.running import QUESTION, THOUGHT, Repeating, Running, fake_qwq, running
 
 CALL = 'x\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
-
-
-class Repeating(FakeEngine):
-    """Says all its replies, and then all of them again."""
-
-    def __init__(self, *replies: str) -> None:
-        super().__init__(*replies)
-        self._all = replies
-
-    def generate(self, *arguments: Any, **options: Any) -> Any:
-        self.replies = self.replies or list(self._all)
-        return super().generate(*arguments, **options)
 
 
 @pytest.fixture
