@@ -24,7 +24,7 @@ from quant_eval.options import (
     settings_for,
 )
 from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
-from quant_eval.verdict_cli import baseline, compare, gate, reference
+from quant_eval.verdict_cli import baseline, compare, gate, parity, reference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,7 +150,7 @@ def start() -> None:
     """Measure what quantizing did to a model."""
 
 
-for _command in (compare, gate, baseline, reference):
+for _command in (compare, gate, baseline, parity, reference):
     app.command()(_command)
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.calibration import load_conversations, set_digest
+from convert.calibration import Passage, load_conversations, set_digest
 from convert.checkpoint import Checkpoint
 from convert.errors import OutputExistsError, QwqError, UsageError
 from convert.files import check_disk_space
 from convert.gguf_export import export_planned
 from convert.gptq import GptqSettings
+from convert.passages import built_in_passages
 from convert.plan import FilePlan, plan_file
 from convert.recipe import RECIPES, find_recipe
 from quant_eval.environment import describe_environment
@@ -156,10 +157,17 @@ def _make_gptq(
         checkpoint,
         output.path,
         settings=GPTQ_TYPES[output.type_name],
-        calibration=load_conversations(CALIBRATION),
+        calibration=_calibration(checkpoint),
         force=force,
         on_progress=lambda done, total: on_progress(title, done, total),
     )
+
+
+def _calibration(checkpoint: Checkpoint) -> Sequence[Passage]:
+    """nano-qwq knows its own kinds of problem only; other models get all that is built in."""
+    if model_name(checkpoint) == "nano-qwq":
+        return load_conversations(CALIBRATION)
+    return built_in_passages()
 
 
 def _origin(checkpoint: Checkpoint, type_name: str, manifest: Manifest) -> str:
@@ -171,7 +179,7 @@ def _origin(checkpoint: Checkpoint, type_name: str, manifest: Manifest) -> str:
     }
     if type_name in GPTQ_TYPES:
         made_of["settings"] = dataclasses.asdict(GPTQ_TYPES[type_name])
-        made_of["calibration"] = set_digest(load_conversations(CALIBRATION))
+        made_of["calibration"] = set_digest(_calibration(checkpoint))
     return digest(made_of)
 
 

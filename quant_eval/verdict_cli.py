@@ -1,4 +1,4 @@
-"""`qwq eval compare`, `gate`, `baseline` and `reference`."""
+"""`qwq eval compare`, `gate`, `baseline`, `parity` and `reference`."""
 
 import json
 import math
@@ -258,6 +258,33 @@ def baseline(
         entries = [make_entry(one, checkpoint, threads=threads) for one in measured]
         save_baseline(save, make_report(checkpoint, Manifest(out), ask, measured), entries)
     typer.echo(save)
+
+
+def parity(
+    file: Annotated[Path, typer.Argument(help="GGUF file or GPTQ folder, whoever made it.")],
+    *,
+    source: Annotated[str, typer.Option(help="The checkpoint: folder or repository.")],
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold tokenizer, template, stop tokens, sampling and rope against the checkpoint's.
+
+    Exits with 3 where something differs, and names it.
+    """
+    from quant_eval.parity import check_parity
+
+    with _opened(source) as (checkpoint, n_threads):
+        checks = list(check_parity(file, checkpoint, threads=threads or n_threads))
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            typer.echo(f"{check.verdict:<10}  {check.name}: {check.words}")
+    wrong = [check.name for check in checks if check.verdict != "passed"]
+    if wrong:
+        raise RegressionError(
+            f"{file}: differs from its checkpoint in {', '.join(wrong)}; convert it again"
+        )
 
 
 def reference(

@@ -6,6 +6,7 @@ import pytest
 
 from convert.calibration import load_conversations
 from convert.errors import QwqError
+from convert.passages import built_in_passages
 from quant_eval import suite
 from quant_eval.pipeline import CALIBRATION
 from quant_eval.results import EvaluationSettings
@@ -21,7 +22,7 @@ def telling(*replies: str) -> QwQ:
 
 def test_the_built_in_texts_share_nothing() -> None:
     """Catches an evaluation on what GPTQ was calibrated on."""
-    calibration = {one.digest for one in load_conversations(CALIBRATION)}
+    calibration = {one.digest for one in (*load_conversations(CALIBRATION), *built_in_passages())}
     evaluation = {one.digest for one in load_conversations(suite.EVALUATION_TEXT)}
     assert not calibration & evaluation
 
