@@ -2,10 +2,10 @@
 
 `make bench-calibrate` calibrates a checkpoint (nano-qwq by default) with its Hessians. Then it
 writes GGUF files of each type with the imatrix alone, which is byte for byte what llama.cpp's
-quantizer makes of the same imatrix, and with GPTQ rounding; and GPTQ folders by our solver and,
-with --gptqmodel, by GPTQModel's on the same token ids. Quality is the KL of the weights as stored,
-computed in float32 on the evaluation set's replies; its error and that of the difference to the
-line named as the base are clustered by conversation.
+quantizer makes of the same imatrix, and with GPTQ rounding; and GPTQ folders in two orders of
+columns. Quality is the KL of the weights as stored, computed in float32 on the evaluation set's
+replies; its error and that of the difference to the base, the line before, are clustered by
+conversation.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from convert.decode import decode_rows
 from convert.gguf_header import read_header
 from convert.gptq_folder import open_gptq
 from convert.layer_stream import threads_for
-from convert.passages import calibration_sequences, load_passages
 from convert.qwen2 import tensor_specs
 from quant_eval.suite import read_evaluation_text
 
@@ -38,22 +37,6 @@ REASONING = ROOT / "convert" / "data" / "calibration.jsonl"
 WORK = ROOT / "build" / "calibration"
 TYPES = ("Q4_K_M", "Q3_K_M", "Q2_K")
 GPTQ_TOKENS = 16_384
-
-GPTQMODEL = """
-import sys
-import numpy
-from gptqmodel import GPTQModel, QuantizeConfig
-source, out, ids, mse = sys.argv[1:]
-with numpy.load(ids) as arrays:
-    calibration = [
-        {"input_ids": arrays[name].tolist(), "attention_mask": [1] * len(arrays[name])}
-        for name in arrays.files
-    ]
-config = QuantizeConfig(bits=4, group_size=128, mse=float(mse))
-model = GPTQModel.load(source, config)
-model.quantize(calibration, batch_size=1)
-model.save(out)
-"""
 
 Weights = Mapping[str, torch.Tensor]
 Floats = npt.NDArray[np.float64]
@@ -72,10 +55,9 @@ def run(out: Path, *command: str) -> Cost:
     if out.is_dir():
         shutil.rmtree(out)
     out.unlink(missing_ok=True)
-    environment = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
     log = WORK / "log.txt"
     with log.open("wb") as file:
-        child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        child = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
         _, status, usage = os.wait4(child.pid, 0)
     child.returncode = status
     if status:
@@ -182,23 +164,12 @@ def compare_gguf(source: Path, calibration: Path, table: Table) -> None:
             table.line(title, gguf_weights(out, source), cost, is_base=rounding == "nearest")
 
 
-def compare_gptq(source: Path, text: Path, table: Table, *, with_gptqmodel: bool) -> None:
+def compare_gptq(source: Path, text: Path, table: Table) -> None:
     for order in ("columns", "groups"):
         out = WORK / f"gptq-{order}"
         options = ("--calibration", str(text), "--tokens", str(GPTQ_TOKENS), "--order", order)
         cost = qwq(out, "convert", "gptq", str(source), *options)
         table.line(f"GPTQ 4 bit, {order}", gptq_weights(out), cost, is_base=order == "columns")
-    if not with_gptqmodel:
-        return
-    with Checkpoint.open(source) as checkpoint:
-        sequences = calibration_sequences(checkpoint, load_passages(text), n_tokens=GPTQ_TOKENS)
-    ids = WORK / "ids.npz"
-    np.savez(ids, *[np.array(one) for one in sequences])
-    for mse in ("0.0", "2.4"):
-        out = WORK / f"gptqmodel-{mse}"
-        cost = run(out, sys.executable, "-c", GPTQMODEL, str(source), str(out), str(ids), mse)
-        title = "GPTQModel's default" if mse == "0.0" else f"GPTQModel, mse {mse}"
-        table.line(title, gptq_weights(out), cost)
 
 
 def main() -> None:
@@ -207,7 +178,6 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=REASONING, help="to calibrate on")
     parser.add_argument("--evaluation", type=Path, help="text to score (default: the built-in one)")
     parser.add_argument("--passages", type=int, help="of the evaluation set (default: all)")
-    parser.add_argument("--gptqmodel", action="store_true", help="run GPTQModel too: minutes")
     arguments = parser.parse_args()
     source = arguments.checkpoint
     WORK.mkdir(parents=True, exist_ok=True)
@@ -223,7 +193,7 @@ def main() -> None:
     with Checkpoint.open(source) as checkpoint, threads_for(checkpoint.model):
         table = Table(Judge(source, arguments.evaluation, arguments.passages))
         compare_gguf(source, calibration, table)
-        compare_gptq(source, arguments.text, table, with_gptqmodel=arguments.gptqmodel)
+        compare_gptq(source, arguments.text, table)
 
 
 if __name__ == "__main__":
