@@ -37,6 +37,7 @@ class IsolatedEngine:
         self._closed = False
         self._n_unread = 0  # answers to requests that an exception here, as Ctrl-C, gave up
         self._child: Child | None = None
+        self._last_death = f"{path}: its process was stopped meanwhile; ask again"
         self._pieces: dict[int, bytes] = {}
         with self._lock:
             about = self._start(on_progress)
@@ -142,11 +143,12 @@ class IsolatedEngine:
             child = self._child
             assert child is not None
             if of is not None and of is not child:
-                raise EngineError(f"{self._path}: its process died meanwhile; ask again")
+                raise EngineError(self._last_death)
             try:
                 self._send(child, [name, *arguments], data)
                 message = self._receive(child)
-            except EngineError:
+            except EngineError as error:
+                self._last_death = str(error)
                 self._forget()
                 if self._closed:
                     raise QwqError(f"{self._path}: the model is closed; open it again") from None
