@@ -117,7 +117,7 @@ def _template_problem(qwq: QwQ, tokenizer: "PreTrainedTokenizerBase") -> str:
         variables=description.template_variables,
     )
     for case, (messages, with_tools) in CONVERSATIONS.items():
-        tools = [CALCULATOR] if with_tools else None
+        tools: list[Any] | None = [CALCULATOR] if with_tools else None
         normal = normalise(messages)
         expected = tokenizer.apply_chat_template(
             [dict(message) for message in normal],

@@ -1,0 +1,78 @@
+"""The commands that judge, from the outside: exit codes, what is printed, what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from convert.checkpoint import Checkpoint
+from convert.gguf_export import export_gguf
+from qwq_local.cli import main
+from tests.synthetic import write_checkpoint
+
+SMALL = ("--tokens", "200", "--problems", "0", "--max-tokens", "2")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run the program in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["qwq", "eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def test_from_a_baseline_to_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a gate that a build would not notice: 0 passes, 3 names what regressed."""
+    folder = write_checkpoint(tmp_path / "tiny", config={"num_hidden_layers": 1})
+    good, bad = tmp_path / "good.gguf", tmp_path / "bad.gguf"
+    with Checkpoint.open(folder) as checkpoint:
+        export_gguf(checkpoint, "Q8_0", good, threads=1)
+        export_gguf(checkpoint, "Q2_K", bad, threads=1)
+    text = tmp_path / "text.jsonl"
+    lines = (
+        {"messages": [{"role": "user", "content": f"{i}?"}], "reasoning": "So", "answer": f"{i}."}
+        for i in range(20)
+    )
+    text.write_text("\n".join(map(json.dumps, lines)))
+    common = ("--reference", folder, "--text", text, "-o", tmp_path / "out")
+    saved = tmp_path / "baseline.json"
+    assert run(monkeypatch, "baseline", good, *common, *SMALL, "--save", saved) == 0
+    assert run(monkeypatch, "baseline", good, *common, *SMALL, "--save", saved) == 1
+    assert "exists already; give --force" in capsys.readouterr().err
+
+    assert run(monkeypatch, "gate", good, *common, "--baseline", saved) == 0
+    captured = capsys.readouterr()
+    assert "passed      mean KL, nats: was" in captured.out
+    assert "fails in at most 1% of gates" in captured.err
+
+    assert run(monkeypatch, "gate", bad, *common, "--baseline", saved, "--json") == 3
+    captured = capsys.readouterr()
+    verdict = json.loads(captured.out)
+    assert not verdict["passed"]
+    failed = {one["name"] for one in verdict["checks"] if one["verdict"] == "regressed"}
+    assert {"mean KL, nats", "weights"} <= failed
+    assert "mean KL, nats (regressed)" in captured.err.splitlines()[-1]
+
+    assert run(monkeypatch, "gate", bad, *common, "--limits") == 0
+    assert "limit of mean KL, nats: is" in capsys.readouterr().out
+    assert run(monkeypatch, "gate", bad, *common) == 2
+    assert "give --baseline or --limits" in capsys.readouterr().err
+
+    assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["differences"]}
+    assert rows["kl"]["verdict"] == "worse"
+    assert 0 < rows["kl"]["low"] < rows["kl"]["difference"] < rows["kl"]["high"]
+    assert "solved" not in rows
+
+    states = tmp_path / "states"
+    assert run(monkeypatch, "reference", folder, "--text", text, "-o", states, *SMALL[:2]) == 0
+    assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--states", states) == 0
+    text.write_text(text.read_text().replace("So", "Thus"))
+    capsys.readouterr()
+    assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--states", states) == 1
+    assert "was made of a text with SHA-256" in capsys.readouterr().err
+    assert run(monkeypatch, "gate", good, *common, "--baseline", saved) == 1
+    assert "was made with another evaluation text" in capsys.readouterr().err
