@@ -88,7 +88,11 @@ def malformed(port: int, draw: random.Random, tally: Tally) -> None:
 def ask_until(port: int, deadline: float, seed: int, tally: Tally) -> None:
     draw = random.Random(seed)
     while time.monotonic() < deadline:
-        draw.choice((whole, streamed, cancelled, malformed))(port, draw, tally)
+        kind = draw.choice((whole, streamed, cancelled, malformed))
+        try:
+            kind(port, draw, tally)
+        except (OSError, http.client.HTTPException) as error:
+            tally.add("lost", f"{kind.__name__}: {error!r}")
 
 
 def resident_mib(process: psutil.Process) -> float:

@@ -1,6 +1,7 @@
 """One thread that owns the model and makes the replies, one after the other, fairly."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -87,10 +88,11 @@ class Job:
                 if self._answer_now:
                     stream.answer_now()
                 self._pass_hints(stream)
-            for event in stream:
-                self._put(event)
-                if isinstance(event, Done):
-                    return event
+            with contextlib.closing(stream):  # here, and not wherever memory is next collected
+                for event in stream:
+                    self._put(event)
+                    if isinstance(event, Done):
+                        return event
         except EngineError:
             raise
         except QwqError as error:

@@ -6,14 +6,15 @@ import http.client
 import json
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import openai
 import pytest
 
-from qwq_local import EngineError, QwQ, QwqError
+from qwq_local import Done, EngineError, QwQ, QwqError, Stream, Timings, Usage
 from qwq_local.engine import Generation
+from qwq_local.reply import Event
 from qwq_local.server import following
 from qwq_local.server.app import ServerSettings
 from qwq_local.server.engine_room import EngineRoom
@@ -280,3 +281,29 @@ def test_a_long_wait_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         assert comment.startswith(b": 64 of ")
         go.set()
         assert b"[DONE]" in response.read()
+
+
+def test_a_reply_is_let_go_where_it_was_made() -> None:
+    """Else its clean-up runs wherever memory is collected next, and may wait for its own thread."""
+    threads: list[str] = []
+    kept: list[Stream] = []
+
+    def make() -> Generator[Event]:
+        try:
+            yield Done("stop", Usage(1, 1, 0), Timings(0, 1, 0.0, 1, 0.0))
+        finally:
+            threads.append(threading.current_thread().name)
+
+    def ask(qwq: QwQ, _: object) -> Stream:
+        kept.append(Stream(lambda control: make()))
+        return kept[-1]
+
+    async def ask_once() -> None:
+        room = EngineRoom(lambda: fake_qwq())
+        job = room.submit(ask, "a")
+        room.start()
+        assert isinstance(await job.next(), Done)
+        room.close()
+
+    asyncio.run(ask_once())
+    assert threads == ["qwq-engine"]
