@@ -278,7 +278,8 @@ def bind(checkpoint: Checkpoint, manifest: Manifest, text: Path | None, n_tokens
     """What a reference for this checkpoint and text must be of."""
     from quant_eval.suite import read_evaluation_text
 
-    return Binding(manifest.model_sha256(checkpoint.path), read_evaluation_text(text)[1], n_tokens)
+    _, evaluation_sha256 = read_evaluation_text(text)
+    return Binding(manifest.model_sha256(checkpoint.path), evaluation_sha256, n_tokens)
 
 
 def keep_reference(
