@@ -25,6 +25,7 @@ from quant_eval.kept import Kept
 from quant_eval.manifest import digest
 from quant_eval.paired import MIN_CLUSTERS, Sample, paired_difference
 from quant_eval.results import (
+    UNQUANTIZED_BITS,
     Accuracy,
     Attempt,
     Example,
@@ -42,7 +43,6 @@ from qwq_local import QwQ, Reply
 from qwq_local.reply import collect
 
 MAX_FLIPS = 3  # shown of a file
-UNQUANTIZED_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)

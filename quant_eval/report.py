@@ -9,7 +9,7 @@ from convert.files import format_nbytes, replacing_file
 from quant_eval.behaviour import FLAGS
 from quant_eval.divergence import Estimate
 from quant_eval.plot import kl_plot
-from quant_eval.results import Accuracy, FileResult, Report, short_names
+from quant_eval.results import UNQUANTIZED_BITS, Accuracy, FileResult, Report, short_names
 from quant_eval.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -113,6 +113,10 @@ def _caption(report: Report) -> str:
                 f"{reply.n_tokens:,} tokens of {reply.n_passages} conversations, perplexity of "
                 f"the reference {reply.reference_perplexity.value:.4g}"
             )
+    whole = (file for file in report.files if file.bits_per_weight >= UNQUANTIZED_BITS)
+    for floor in [file for file in whole if "reply" in file.divergence][:1]:
+        kl, error = format_estimate(floor.divergence["reply"].kl_nats)
+        parts.append(f"noise of the path itself, by {floor.name}: KL {kl} {error}".rstrip())
     counts = sorted({one.n for file in report.files for one in file.accuracy.values()})
     if counts:
         n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])

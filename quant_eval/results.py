@@ -12,6 +12,7 @@ from convert.files import replacing_file
 from quant_eval.divergence import Divergence, Estimate
 
 SCHEMA_VERSION = 1
+UNQUANTIZED_BITS = 16  # per weight: such a file differs by the noise of the path alone
 
 
 @dataclass(frozen=True, slots=True)

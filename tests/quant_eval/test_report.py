@@ -224,6 +224,8 @@ def test_the_table_has_a_row_a_file() -> None:
     assert "±0.6e-3" in text
     assert kinds_of(REPORT.files) == list(KINDS)
     assert "n = 20 of each kind" in text
+    assert "noise of the path itself, by nano-qwq-BF16.gguf: KL 1.10e-7 ±0.07e-7" in text
+    assert "noise of the path" not in text_of(replace(REPORT, files=REPORT.files[1:]))
 
 
 def test_the_plot_is_an_svg_with_every_name() -> None:
