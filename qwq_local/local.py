@@ -50,7 +50,7 @@ class LocalModel:
         )
         named = [token for token in _END_TOKENS if token in engine.control_tokens]
         self._stop_ids = description.stop_ids | {engine.control_tokens[token] for token in named}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a dropped reply may end within another call of its thread
         self._n_active = 0
         self._warming = threading.Event()  # set: the thread that reads ahead is to stop
         self._warmer: threading.Thread | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from typing import Self
 
 from convert.errors import UsageError
-from qwq_local.reply import THOUGHT_CLOSE, Event, Reply, collect
+from qwq_local.reply import THOUGHT_CLOSE, Done, Event, Reply, collect
 
 
 class Control:
@@ -35,7 +35,10 @@ class Stream:
 
     def __next__(self) -> Event:
         with self._lock:
-            return next(self._events)
+            event = next(self._events)
+            if isinstance(event, Done):
+                self._events.close()  # at once: not whenever a collector comes by
+            return event
 
     def cancel(self) -> None:
         """End the reply within one micro-batch; Done("cancelled") is its last event."""

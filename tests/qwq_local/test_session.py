@@ -160,6 +160,16 @@ def test_requests_that_cannot_be_met_are_refused(arguments: dict[str, Any], erro
         qwq.ask(**arguments)
 
 
+def test_a_reply_is_over_with_done() -> None:
+    """Catches a reply that goes on holding the model until its stream is collected."""
+    qwq, _ = model(REPLY, REPLY)
+    session = qwq.session()
+    stream = session.send("?")
+    assert any(isinstance(event, Done) for event in stream)  # reads no further
+    assert session.ask("again").answer == "Yes."
+    assert list(stream) == []
+
+
 def test_a_turn_needs_something_to_reply_to() -> None:
     qwq, _ = model(REPLY)
     with pytest.raises(UsageError, match="give a text"):
