@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ MIX = {  # share of the problems
     "tool_call": 0.05,
     "talk": 0.02,
 }
+POLISH = {kind: 0.4 * share for kind, share in MIX.items()} | {"letters": 0.6}  # in the end
 CALIBRATION = Path(convert.__file__).parent / "data" / "calibration.jsonl"
 EVALUATION = Path(__file__).parent.parent / "data" / "evaluation.jsonl"
 _SYSTEM = ("You are a helpful assistant.", "Be brief.", "Answer the question.")
@@ -40,9 +41,11 @@ _TALK = {
 }
 
 
-def training_problems(rng: random.Random, level: float) -> Iterator[Problem]:
+def training_problems(
+    rng: random.Random, level: float, mix: Mapping[str, float] = MIX
+) -> Iterator[Problem]:
     """Endless problems of the training side; one in twenty has a system message."""
-    kinds, weights = zip(*MIX.items(), strict=True)
+    kinds, weights = zip(*mix.items(), strict=True)
     while True:
         kind = rng.choices(kinds, weights)[0]
         problem = _talk(rng) if kind == "talk" else TASKS[kind].problem(rng, level)

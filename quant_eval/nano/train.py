@@ -15,7 +15,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from convert.calibration import TokenizedConversation, tokenize_conversation
 from quant_eval.nano import CHECKPOINT
 from quant_eval.nano.accuracy import accuracy
 from quant_eval.nano.circuits import copy_after_a_match, look_at_recent_tokens
-from quant_eval.nano.corpus import conversation, training_problems
+from quant_eval.nano.corpus import MIX, POLISH, conversation, training_problems
 from quant_eval.nano.muon import Muon
 from quant_eval.nano.tokenizer import train_tokenizer
 
@@ -41,6 +41,7 @@ N_FIRST_LAYERS = 2  # training starts shallow, at three times the speed, and dou
 GROWTH_SHARES = {2: 0.65, 4: 0.95}  # of the tokens, after which a model of so many layers grows
 MUON_LR, ADAM_LR = 0.015, 2e-3  # fall to zero in a straight line
 WARMUP_STEPS = 50
+POLISH_TOKENS, POLISH_RATE = 1_200_000, 0.3  # more in the end on corpus.POLISH, at a lower rate
 
 
 def model_config(tokenizer: Any, n_layers: int) -> Any:
@@ -67,10 +68,10 @@ def model_config(tokenizer: Any, n_layers: int) -> Any:
 
 
 def batches(
-    tokenizer: Any, rng: random.Random, level: float, tokens_per_step: int
+    tokenizer: Any, rng: random.Random, level: float, mix: Mapping[str, float], tokens_per_step: int
 ) -> Iterator[list[TokenizedConversation]]:
     """One pool of problems in shuffled batches of about tokens_per_step, alike in length."""
-    problems = islice(training_problems(rng, level), POOL)
+    problems = islice(training_problems(rng, level, mix), POOL)
     pool = [tokenize_conversation(conversation(problem), tokenizer) for problem in problems]
     pool.sort(key=lambda example: len(example.ids))
     cut: list[list[TokenizedConversation]] = [[]]
@@ -105,17 +106,20 @@ def weighted_loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch
 
 
 def learning_rate_factor(step: int, n_seen: int, n_total: int) -> float:
-    """Linearly to zero from the first token on, with a warm-up after every growth."""
-    return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.0, 1 - n_seen / n_total)
+    """Linearly to zero from the first token on, twice, with a warm-up after every growth."""
+    factor = 1 - n_seen / n_total
+    if factor <= 0:
+        factor = POLISH_RATE * max(0.0, 1 - (n_seen - n_total) / POLISH_TOKENS)
+    return factor * min(1.0, (step + 1) / WARMUP_STEPS)
 
 
 class Training:
     """The model, its optimizers and how far they have come."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, n_total: int) -> None:
         from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-        self.folder = folder
+        self.folder, self.n_total = folder, n_total
         self.state_file = folder.parent / f"{folder.name}-state.pt"
         self.rng = random.Random(seed)
         torch.manual_seed(seed)
@@ -178,12 +182,13 @@ class Training:
     def batches(self) -> Iterator[list[TokenizedConversation]]:
         """The next pool of problems, as hard as they are by now, in batches as the depth asks."""
         level = min(1.0, 0.34 + self.n_seen / CURRICULUM_TOKENS)  # one digit at first
+        mix = MIX if self.n_seen < self.n_total else POLISH
         size = TOKENS_PER_STEP_AND_LAYER * self.n_layers
-        return batches(self.tokenizer, self.rng, level, size)
+        return batches(self.tokenizer, self.rng, level, mix, size)
 
-    def update(self, batch: Sequence[TokenizedConversation], n_total: int) -> float:
+    def update(self, batch: Sequence[TokenizedConversation]) -> float:
         """One step on one batch; returns its loss."""
-        factor = learning_rate_factor(self.step, self.n_seen, n_total)
+        factor = learning_rate_factor(self.step, self.n_seen, self.n_total)
         ids, weights = tensors(batch, self.tokenizer.pad_token_id)
         loss = weighted_loss(self.model, ids, weights)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -275,8 +280,9 @@ def write_checkpoint(model: Any, folder: Path) -> None:
 
 
 def train(folder: Path, *, seed: int, n_total: int, save_every_s: float, check_every: int) -> None:
-    """Train until n_total tokens were seen, or continue to there; print accuracy now and then."""
-    training = Training(folder, seed)
+    """Train on n_total tokens and polish, or continue to there; print accuracy now and then."""
+    training = Training(folder, seed, n_total)
+    n_end = n_total + POLISH_TOKENS
     training.load()
     stopping = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -288,12 +294,12 @@ def train(folder: Path, *, seed: int, n_total: int, save_every_s: float, check_e
         TextColumn("{task.fields[loss]}"),
     )
     with Progress(*columns) as bars:
-        bar = bars.add_task("tokens", total=n_total, completed=training.n_seen, loss="")
-        while training.n_seen < n_total and not stopping.is_set():
+        bar = bars.add_task("tokens", total=n_end, completed=training.n_seen, loss="")
+        while training.n_seen < n_end and not stopping.is_set():
             if training.n_seen >= GROWTH_SHARES.get(training.n_layers, 1) * n_total:
                 training.grow()
             for batch in training.batches():
-                loss = training.update(batch, n_total)
+                loss = training.update(batch)
                 bars.update(bar, completed=training.n_seen, loss=f"loss {loss:.4f}")
                 if stopping.is_set():
                     break
@@ -312,7 +318,7 @@ def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description="Train nano-qwq, the bundled reference model.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=10_000_000, help="tokens to see in all")
+    parser.add_argument("--tokens", type=int, default=10_000_000, help="tokens before the polish")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint folder")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saves")
     parser.add_argument("--check-every", type=int, default=1_000_000, help="tokens between checks")

@@ -14,10 +14,12 @@ import torch
 
 from quant_eval.nano import CHECKPOINT, train
 from quant_eval.nano.accuracy import N_PROBLEMS, accuracy, load_reference
+from quant_eval.nano.corpus import MIX
 from quant_eval.nano.muon import orthogonalize
 from quant_eval.nano.tokenizer import ADDED_TOKENS, CHAT_TEMPLATE, SPECIAL_TOKENS
 from quant_eval.tasks import TASKS
 
+PROMISED = {kind: 0.95 if kind in ("arithmetic", "compare", "letters") else 0.9 for kind in TASKS}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -158,7 +160,7 @@ def test_muon_steps_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
 def test_an_untrained_model_already_copies(tmp_path: Path) -> None:
     """Catches circuits that do not meet: a subspace, a rope pair or a head mixed up."""
     shutil.copytree(CHECKPOINT, tmp_path / "nano")
-    training = train.Training(tmp_path / "nano", seed=0)
+    training = train.Training(tmp_path / "nano", seed=0, n_total=10_000)
     once = torch.randint(0, 600, (16, 30), generator=torch.Generator().manual_seed(0))
     ids = torch.cat([once, once], dim=1)
     with torch.no_grad():
@@ -174,16 +176,16 @@ def test_training_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         shutil.copy(CHECKPOINT / name, folder)
-    first = train.Training(folder, seed=0)
+    first = train.Training(folder, seed=0, n_total=10_000)
     for batch in first.batches():
-        first.update(batch, 10_000)
+        first.update(batch)
     first.save()
-    second = train.Training(folder, seed=1)
+    second = train.Training(folder, seed=1, n_total=10_000)
     second.load()
     assert (second.step, second.n_seen) == (first.step, first.n_seen)
     assert second.rng.getstate() == first.rng.getstate()
-    batch = next(train.batches(first.tokenizer, random.Random(5), 1.0, 1024))
-    assert first.update(batch, 10_000) == second.update(batch, 10_000)
+    batch = next(train.batches(first.tokenizer, random.Random(5), 1.0, MIX, 1024))
+    assert first.update(batch) == second.update(batch)
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -191,7 +193,7 @@ def test_training_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.Monke
 def test_growing_changes_no_logit(tmp_path: Path) -> None:
     """Catches new layers that add something, or old ones that land in another order."""
     shutil.copytree(CHECKPOINT, tmp_path / "nano")
-    training = train.Training(tmp_path / "nano", seed=0)
+    training = train.Training(tmp_path / "nano", seed=0, n_total=10_000)
     for bias in (w for name, w in training.model.named_parameters() if name.endswith("bias")):
         torch.nn.init.normal_(bias)
     ids = torch.arange(200).reshape(2, 100)
@@ -206,15 +208,15 @@ def test_growing_changes_no_logit(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
 def test_nano_qwq_solves_what_its_card_says(model: Any, tokenizer: Any, greedy: bool) -> None:
-    """Catches weights that were replaced by others than the card's.
+    """Catches weights that were replaced by others than the card's, and a card below the promise.
 
     The same problems and seed as the card. Rounding differs by machine and thread count and may
-    send a reply another way; three standard errors of a share of 100 leave that a chance of less
-    than 2 % over all kinds.
+    send a reply another way; three standard errors of a share of 100 near one leave room for it.
     """
     card = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", card, flags=re.MULTILINE)
     figures = {kind: float(figure if greedy else other) for kind, figure, other in rows}
     assert figures.keys() == TASKS.keys()
+    assert {kind: figure for kind, figure in figures.items() if figure < PROMISED[kind]} == {}
     scores = accuracy(model, tokenizer, n_problems=N_PROBLEMS, greedy=greedy)
-    assert {kind: score for kind, score in scores.items() if score < figures[kind] - 0.15} == {}
+    assert {kind: score for kind, score in scores.items() if score < figures[kind] - 0.05} == {}
