@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -296,7 +297,7 @@ def train(folder: Path, *, seed: int, n_total: int, save_every_s: float, check_e
     with Progress(*columns) as bars:
         bar = bars.add_task("tokens", total=n_end, completed=training.n_seen, loss="")
         while training.n_seen < n_end and not stopping.is_set():
-            if training.n_seen >= GROWTH_SHARES.get(training.n_layers, 1) * n_total:
+            if training.n_seen >= GROWTH_SHARES.get(training.n_layers, math.inf) * n_total:
                 training.grow()
             for batch in training.batches():
                 loss = training.update(batch)
