@@ -21,7 +21,8 @@ AS_IT_COMES = 255
 def steps_from(n_max: int, first: float, step: float, n_steps: int) -> Float32Array:
     """Return n_max + first + i x step for i from 0 to n_steps."""
     counts = np.arange(n_steps + 1, dtype=np.float32)
-    return np.float32(first) + np.float32(step) * counts + np.float32(n_max)
+    steps: Float32Array = np.float32(first) + np.float32(step) * counts + np.float32(n_max)
+    return steps
 
 
 def steps_around(n_max: int, reach: int) -> Float32Array:
