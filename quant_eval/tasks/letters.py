@@ -54,16 +54,20 @@ def _word(rng: random.Random, level: float) -> str:
     fate = rng.random()
     if fate < 0.35:
         return rng.choice(english_words())
-    if fate < 0.55 and level == 1.0:
+    if fate < 0.55 and level > 0.8:
         start, end = rng.choice(english_words()), rng.choice(english_words())
-        return (start[: rng.randint(1, len(start))] + end[rng.randrange(len(end)) :])[:14]
+        return (start[: rng.randint(1, len(start))] + end[rng.randrange(len(end)) :])[: _longest(level)]
     return _invented(rng, level)
 
 
 def _invented(rng: random.Random, level: float) -> str:
     n_syllables = rng.randint(1, max(1, round(4 * level)))
     parts = (rng.choice(part) for _ in range(n_syllables) for part in (_ONSETS, _VOWELS, _CODAS))
-    return "".join(parts)[:14]
+    return "".join(parts)[: _longest(level)]
+
+
+def _longest(level: float) -> int:
+    return round(14 * level)
 
 
 def grade(problem: Problem, answer: str, _: Sequence[Mapping[str, Any]]) -> bool:
