@@ -33,7 +33,7 @@ class Task:
 
 
 LEVEL = 0.85
-"""Of held-out problems: numbers of the full length, words up to 12 letters where training has 14."""
+"""Of held-out problems: numbers of the full length, words of 12 letters where training has 14."""
 
 __all__ = ["TASKS", "Problem", "Task", "grade", "held_out"]
 

