@@ -146,12 +146,9 @@ def test_interrupted(
         os.kill(os.getpid(), number)
 
     write = GgufOutput.write
-    # A shell that puts the tests in the background has Ctrl-C ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(GgufOutput, "write", write_and_interrupt)
         run = qwq(*arguments)
-    signal.signal(signal.SIGINT, before)
     assert (run.exit_code, run.stdout) == (130, "")
     assert run.stderr.endswith("interrupted; the same command continues where it was\n")
     assert not out.exists()

@@ -134,7 +134,7 @@ def test_swapped_tensors_are_noticed(bench: Bench) -> None:
 
 
 def test_fewer_bits_are_noticed(bench: Bench) -> None:
-    """Q4_K where the baseline has Q6_K, by the weights; far fewer bits, by what the model says too."""
+    """Q4_K where the baseline has Q6_K, by the weights; Q2_K by what the model says too."""
     failed = bench.gate(bench.sound("Q4_K_M"), "Q6_K")
     assert failed["weights"].verdict == "regressed"
     failed = bench.gate(bench.sound("Q2_K"), "Q6_K")

@@ -118,9 +118,9 @@ def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
 
 def test_closing_from_another_thread_ends_a_reply(bf16_gguf: Path) -> None:
     qwq = QwQ.open(bf16_gguf, context=1024, threads=1)
-    stream = qwq.session(sampling=GREEDY).send("?", max_tokens=900)
+    stream = qwq.session(sampling=GREEDY).send("What is 478 + 356?", max_tokens=900)
     next(stream)
-    threading.Timer(0.05, qwq.close).start()
+    threading.Thread(target=qwq.close).start()
     with pytest.raises(QwqError, match="closed"):
         deque(stream, maxlen=0)
     with pytest.raises(QwqError, match="closed"):

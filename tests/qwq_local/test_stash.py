@@ -25,7 +25,7 @@ def test_conversations_that_take_turns_find_their_own(
     """Would catch another's cache, one that is cut wrongly, and a prompt that is read twice."""
     qwq = request.getfixturevalue(name)
     engine = loop_of(qwq)
-    first, second = ids_of(qwq, "One way. " * 60), ids_of(qwq, "Another way. " * 60)
+    first, second = ids_of(qwq, "One way. " * 80), ids_of(qwq, "Another way. " * 80)
     assert min(len(first), len(second)) > 320
     engine.stash.clear()
     expected = greedy(qwq, first, 12), greedy(qwq, second, 12)
@@ -42,7 +42,7 @@ def test_conversations_that_take_turns_find_their_own(
 
 def test_a_cache_moves_to_another_engine(gguf_qwq: QwQ, bf16_gguf: Path) -> None:
     """Would catch a state that is not what was saved; it is wrong in place rather than late."""
-    ids = ids_of(gguf_qwq, "One way. " * 60)
+    ids = ids_of(gguf_qwq, "One way. " * 80)
     reply = greedy(gguf_qwq, ids, 12)
     state = gguf_qwq.engine.export_cache(ids)
     with QwQ.open(bf16_gguf, context=2048, threads=1) as other:
@@ -80,8 +80,8 @@ def test_the_least_recently_used_go_first() -> None:
 
 def test_sampling_is_not_touched(gguf_qwq: QwQ) -> None:
     """Would catch a stash that changes what a seed gives."""
-    prompt = [{"role": "user", "content": "One way. " * 60}]
-    other = [{"role": "user", "content": "Another way. " * 60}]
+    prompt = [{"role": "user", "content": "One way. " * 80}]
+    other = [{"role": "user", "content": "Another way. " * 80}]
 
     def reply() -> tuple[str, str]:
         made = gguf_qwq.reply(prompt, sampling=Sampling(), seed=4, max_tokens=30).reply()
