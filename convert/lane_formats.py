@@ -3,7 +3,7 @@
 Arithmetic is float32, in the order of ggml-quants.c of llama.cpp, since the last bit counts.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,14 @@ AS_IT_COMES = 255
 def steps_from(n_max: int, first: float, step: float, n_steps: int) -> Float32Array:
     """Return n_max + first + i x step for i from 0 to n_steps."""
     counts = np.arange(n_steps + 1, dtype=np.float32)
-    steps: Float32Array = np.float32(first) + np.float32(step) * counts + np.float32(n_max)
-    return steps
+    return np.float32(first) + np.float32(step) * counts + np.float32(n_max)
 
 
 def steps_around(n_max: int, reach: int) -> Float32Array:
     """Return n_max + i / 10 for i from -reach to reach, without n_max itself."""
     counts = np.arange(-reach, reach + 1, dtype=np.float32)
-    return np.float32(0.1) * counts[counts != 0] + np.float32(n_max)
+    steps = np.float32(0.1) * counts[counts != 0] + np.float32(n_max)
+    return cast("Float32Array", steps)  # numpy types what a mask selects as Any
 
 
 def planes(*rows: tuple[int, int, int, int]) -> IntArray:
