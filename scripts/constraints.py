@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "gptq,eval,web,dev"
+from install import EXTRAS, ROOT
+
 BUILD_TOOLS = ("scikit-build-core", "cmake", "ninja")  # of llama-cpp-python's isolated build
 
 # Versions that others cannot follow: newer ones exist, and resolving alone would take them.

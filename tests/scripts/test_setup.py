@@ -1,7 +1,9 @@
 """Set-up says what is missing before it works, keeps wheels apart, and explains a failure."""
 
 import ast
+import re
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +143,13 @@ def test_a_failed_step_shows_its_end_the_remedy_and_the_log(
     assert message.startswith("line 10\n")
     assert "line 39\n\nsetup: a package failed; do this; all output: " in message
     assert (tmp_path / "setup.log").read_text(encoding="utf-8").count("line") == 40 + 1
+
+
+def test_setup_installs_every_extra_at_a_pinned_version() -> None:
+    """Catches an extra that was renamed: pip only warns, and what it brings is not there."""
+    project = tomllib.loads((install.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert sorted(install.EXTRAS.split(",")) == sorted(extras)
+    wanted = [line for lines in (project["dependencies"], *extras.values()) for line in lines]
+    pinned = re.findall(r"^([\w-]+)==", install.CONSTRAINTS.read_text("utf-8"), re.MULTILINE)
+    assert {re.split(r"[^\w-]", line)[0].lower() for line in wanted} <= set(pinned)
