@@ -4,6 +4,7 @@ QwqError                 exit code 1: the base of all, caught once in the progra
 ├── CheckpointError      a checkpoint folder that is incomplete, damaged or of another architecture
 ├── GgufError            a file that is no GGUF, is cut, or contradicts itself
 ├── OutputExistsError    the output is there already and --force was not given
+├── OutputBusyError      another process is making the same output
 ├── StaleOutputError     unfinished work of something else is where the output's own would be
 ├── DiskFullError        the disk has, or had, too little room for the output
 ├── NumericalError       arithmetic that cannot go on: NaN, Inf, a matrix that stays indefinite
@@ -29,6 +30,10 @@ class GgufError(QwqError):
 
 
 class OutputExistsError(QwqError):
+    pass
+
+
+class OutputBusyError(QwqError):
     pass
 
 

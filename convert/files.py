@@ -5,11 +5,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from convert.errors import DiskFullError, OutputExistsError, QwqError
+from filelock import FileLock, Timeout
+
+from convert.errors import DiskFullError, OutputBusyError, OutputExistsError, QwqError
 
 _UNWRITABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -24,6 +26,30 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep every other process from making `path` meanwhile, by a lock on `<path>.lock`.
+
+    A process that is killed holds no lock. Raises OutputBusyError where another process has it.
+    """
+    lock = FileLock(path.with_name(path.name + ".lock"), blocking=False)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputBusyError(
+                f"{path}: another process is making it; wait for its end, or choose another place "
+                "with -o"
+            ) from None
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows keeps a file that is open, and then removes it
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_disk_space(folder: Path, n_needed: int) -> None:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,13 @@ from convert.errors import (
     StaleOutputError,
     UsageError,
 )
-from convert.files import allocated_nbytes, check_disk_space, partial_path, refuse_existing
+from convert.files import (
+    allocated_nbytes,
+    check_disk_space,
+    partial_path,
+    refuse_existing,
+    sole_writer,
+)
 from convert.gguf_output import GgufOutput
 from convert.journal import Journal, journal_path, load_journal
 from convert.plan import FilePlan, TensorPlan, plan_file
@@ -87,38 +93,20 @@ def export_planned(
     all). on_read_back: the same of the outputs. Neither threads nor slice_n_weights changes a byte.
     No output gets its name before all are complete. After an interruption, or where the disk
     filled up, partial files and journals stay, and the same call continues there.
-    Raises OutputExistsError, DiskFullError, StaleOutputError where unfinished work is of another
-    checkpoint or plan (forced, it is begun anew), GgufError where the disk gives back other bytes,
-    CheckpointError for weights that are NaN, infinite or too large for a type, and NumericalError
-    for a tensor that its type spoils.
+    Raises OutputExistsError, OutputBusyError, DiskFullError, StaleOutputError where unfinished work
+    is of another checkpoint or plan (forced, it is begun anew), GgufError where the disk gives back
+    other bytes, CheckpointError for weights that are NaN, infinite or too large for a type, and
+    NumericalError for a tensor that its type spoils.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least 1 is needed")
-    check_outputs(plans, force=force)
     slices = cut_into_slices(checkpoint, slice_n_weights)
     outputs = [GgufOutput(plan, slices, _identity(checkpoint, plan, slices)) for plan in plans]
-    n_threads = threads or n_cores()
-    try:
-        try:
-            source = _convert(checkpoint, outputs, n_threads, on_progress, force=force)
-        except StaleOutputError:
-            if not force:
-                raise
-            for output in outputs:
-                output.discard()
-            source = _convert(checkpoint, outputs, n_threads, on_progress, force=True)
-        _read_back(outputs, source, on_read_back)
-    except (CheckpointError, NumericalError, GgufError):
-        for output in outputs:
-            output.discard()  # none of it is of any use
-        raise
-    finally:
-        for output in outputs:
-            output.close()
-    for output in outputs:
-        output.publish()
-    for output in outputs:
-        output.forget()
+    with ExitStack() as locks:
+        for plan in plans:
+            locks.enter_context(sole_writer(plan.path))
+        check_outputs(plans, force=force)
+        _make(checkpoint, outputs, threads or n_cores(), on_progress, on_read_back, force=force)
     return [
         GgufResult(plan.path, plan.recipe.name, plan.nbytes, plan.n_weights, plan.bits_per_weight)
         for plan in plans
@@ -174,6 +162,39 @@ def _identity(checkpoint: Checkpoint, plan: FilePlan, slices: Sequence[Slice]) -
     for part in plan.parts:
         digest.update(part.header)
     return digest.hexdigest()
+
+
+def _make(
+    checkpoint: Checkpoint,
+    outputs: Sequence[GgufOutput],
+    n_threads: int,
+    on_progress: Progress | None,
+    on_read_back: Progress | None,
+    *,
+    force: bool,
+) -> None:
+    """Write all outputs, read them back and give them their names."""
+    try:
+        try:
+            source = _convert(checkpoint, outputs, n_threads, on_progress, force=force)
+        except StaleOutputError:
+            if not force:
+                raise
+            for output in outputs:
+                output.discard()
+            source = _convert(checkpoint, outputs, n_threads, on_progress, force=True)
+        _read_back(outputs, source, on_read_back)
+    except (CheckpointError, NumericalError, GgufError):
+        for output in outputs:
+            output.discard()  # none of it is of any use
+        raise
+    finally:
+        for output in outputs:
+            output.close()
+    for output in outputs:
+        output.publish()
+    for output in outputs:
+        output.forget()
 
 
 def _convert(

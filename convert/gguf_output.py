@@ -62,9 +62,6 @@ class GgufOutput:
                 self._hash_again()
             else:
                 self.forget()
-                for path in self._partials:
-                    if path.is_file():  # a process that still writes to it keeps it to itself
-                        path.unlink()
                 sync_folder(self.plan.path.parent)
                 self._open("wb")
                 self._continue(Journal(self._identity))

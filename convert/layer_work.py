@@ -25,6 +25,7 @@ from convert.files import (
     refuse_existing,
     remove,
     replacing_file,
+    sole_writer,
     sync_file,
 )
 
@@ -103,11 +104,11 @@ def layer_work(path: Path, made_of: Mapping[str, Any], *, force: bool) -> Iterat
 
     made_of: what decides the result, in JSON; unfinished work of the same is continued. On an error
     the finished layers stay in `<path>.partial`; with none finished nothing is left.
-    Raises OutputExistsError where `path` exists and force is not given.
+    Raises OutputExistsError where `path` exists and force is not given, and OutputBusyError.
     """
     refuse_existing(path, force=force)
     work = LayerWork(partial_path(path), json.loads(json.dumps(dict(made_of))))
-    with disk_errors(path):
+    with sole_writer(path), disk_errors(path):
         work.take_up(force=force)
         try:
             yield work

@@ -1,16 +1,19 @@
 """Outputs appear whole or not at all."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from convert.errors import DiskFullError, OutputExistsError, QwqError
+from convert.errors import DiskFullError, OutputBusyError, OutputExistsError, QwqError
 from convert.files import (
     check_disk_space,
     partial_path,
     replacing_file,
     replacing_folder,
     sha256_of,
+    sole_writer,
 )
 
 
@@ -89,3 +92,31 @@ def test_disk_space(tmp_path: Path) -> None:
         DiskFullError, match=r"1,152,921,504,606,846,976 bytes are needed and [\d,]+"
     ):
         check_disk_space(tmp_path / "not" / "yet", 1 << 60)
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from convert.files import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_makes_an_output(tmp_path: Path) -> None:
+    """Catches two runs that write into one file; one that was killed is in nobody's way."""
+    path = tmp_path / "deep" / "out.gguf"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(OutputBusyError, match=r"out\.gguf: another process"), sole_writer(path):
+            pass
+        with sole_writer(path.with_name("other.gguf")):
+            pass
+        other.kill()
+    with sole_writer(path):
+        pass
+    assert list(path.parent.iterdir()) == []

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from convert.checkpoint import Checkpoint
-from convert.errors import CheckpointError, DiskFullError, NumericalError, OutputExistsError
+from convert.errors import (
+    CheckpointError,
+    DiskFullError,
+    NumericalError,
+    OutputBusyError,
+    OutputExistsError,
+)
 from convert.files import partial_path
 from convert.gguf_export import GgufResult, export_gguf, export_planned
 from convert.gguf_header import read_header
@@ -151,6 +157,23 @@ def test_existing_output(tmp_path: Path, synthetic: Path) -> None:
     with Checkpoint.open(synthetic) as checkpoint:
         export_gguf(checkpoint, "F32", path, force=True)
     assert len(read_header(path).tensors) == 99
+
+
+def test_a_second_run_leaves_the_first_alone(tmp_path: Path, synthetic: Path) -> None:
+    """Catches two runs in one partial file, the second even told to begin anew."""
+    path = tmp_path / "out.gguf"
+    refused = []
+
+    def run_again(_done: int, _total: int) -> None:
+        with pytest.raises(OutputBusyError):
+            export_gguf(checkpoint, "Q8_0", path, force=True)
+        refused.append(True)
+
+    with Checkpoint.open(synthetic) as checkpoint:
+        export_gguf(checkpoint, "Q8_0", path, on_progress=run_again)
+        export_gguf(checkpoint, "Q8_0", tmp_path / "alone.gguf")
+    assert refused
+    assert path.read_bytes() == (tmp_path / "alone.gguf").read_bytes()
 
 
 def test_disk_too_small_is_known_before_work(
