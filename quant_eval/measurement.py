@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ def solve(
         problem, seed = problems[index % len(problems)], first_seed + index
 
         def make(index: int = index, problem: Problem = problem, seed: int = seed) -> Attempt:
-            attempt = _ask(opened(), problem, seed, settings.max_tokens, graded=True)
+            attempt = _ask(opened, problem, seed, settings.max_tokens, graded=True)
             on_progress(f"{path.name}: tasks, replies", index + 1, n_replies)
             return attempt
 
@@ -206,16 +206,17 @@ def _reply_to_questions(opened: Callable[[], QwQ], exam: Exam, known: Known) -> 
             question,
             seed,
             max_tokens,
-            make=lambda question=question: _ask(  # type: ignore[misc]
-                opened(), question, seed, max_tokens, graded=False
-            ),
+            make=partial(_ask, opened, question, seed, max_tokens, graded=False),
         )
         for question in map(_question, QUESTIONS)
     )
 
 
-def _ask(qwq: QwQ, problem: Problem, seed: int, max_tokens: int, *, graded: bool) -> Attempt:
+def _ask(
+    opened: Callable[[], QwQ], problem: Problem, seed: int, max_tokens: int, *, graded: bool
+) -> Attempt:
     """One reply, sampled with the model's own defaults."""
+    qwq = opened()
     started = time.perf_counter()
     reply = collect(
         qwq.reply(problem.messages, tools=problem.tools, seed=seed, max_tokens=max_tokens)

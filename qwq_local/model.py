@@ -209,6 +209,5 @@ def _load_folder(path: Path, settings: EngineSettings) -> tuple[Engine, Descript
     description = describe_folder(path)
     config = read_json(path / "config.json")
     if not is_gptq(config):
-        with Checkpoint.open(path):
-            pass  # opening it checks all that needs no reading of weights
+        Checkpoint.open(path).close()  # checks all that needs no reading of weights
     return TransformersEngine(path, config, settings), description

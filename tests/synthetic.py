@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from convert.calibration import Conversation
 from convert.qwen2 import parse_config, tensor_specs
 
 Array = npt.NDArray[np.float32]
@@ -199,3 +200,16 @@ def _to_bytes(values: Array, dtype: str) -> bytes:
 
 def _dump(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def sums(n: int) -> list[Conversation]:
+    """Conversations to calibrate on, of several lengths."""
+    return [
+        Conversation(
+            kind="sum",
+            messages=({"role": "user", "content": f"What is {7 * i} + {i * i}? The sum, then."},),
+            reasoning=f"Line up {7 * i} and {i * i}; the ones first, then the tens. " * (1 + i % 3),
+            answer=f"It is {7 * i + i * i}.",
+        )
+        for i in range(n)
+    ]

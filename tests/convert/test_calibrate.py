@@ -24,22 +24,10 @@ from convert.imatrix import read_imatrix
 from convert.layer_stream import INPUT_SITES, LayerStream, find_device
 from convert.passages import calibration_sequences
 from convert.qwen2 import tensor_specs
-from tests.synthetic import Array, write_checkpoint
+from tests.synthetic import Array, sums, write_checkpoint
 
 N_LAYERS = 3
 SETTINGS = CalibrationSettings(hessians=True, batch_tokens=256)
-
-
-def conversations() -> list[Conversation]:
-    return [
-        Conversation(
-            kind="sum",
-            messages=({"role": "user", "content": f"What is {7 * i} + {i * i}?"},),
-            reasoning=f"Line up {7 * i} and {i * i}, ones first. " * (1 + i % 3),
-            answer=f"It is {7 * i + i * i}.",
-        )
-        for i in range(16)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +60,7 @@ def run(
         plan = plan_calibration(
             checkpoint,
             out,
-            passages=conversations() if passages is None else passages,
+            passages=sums(16) if passages is None else passages,
             settings=settings,
         )
         return calibrate(plan, force=force, on_progress=on_progress)
@@ -102,7 +90,7 @@ def whole_run(source: Path) -> tuple[dict[str, torch.Tensor], list[int]]:
                 lambda _, inputs, kept=seen[name]: kept.append(inputs[0][0].double())
             )
     with Checkpoint.open(source) as checkpoint:
-        sequences = calibration_sequences(checkpoint, conversations(), n_tokens=None)
+        sequences = calibration_sequences(checkpoint, sums(16), n_tokens=None)
     with torch.no_grad():
         for ids in sequences:
             model(torch.tensor([list(ids)]))
@@ -158,7 +146,7 @@ def test_the_order_of_passages_does_not_matter(source: Path, tmp_path: Path) -> 
     """Catches statistics in which the first or the last batch weighs more."""
     plain = CalibrationSettings()
     one = run(source, tmp_path / "one", settings=plain).path
-    other = run(source, tmp_path / "other", settings=plain, passages=conversations()[::-1]).path
+    other = run(source, tmp_path / "other", settings=plain, passages=sums(16)[::-1]).path
     ours, theirs = (read_imatrix(path / "imatrix.gguf").importance for path in (one, other))
     for name, expected in ours.items():
         np.testing.assert_allclose(theirs[name], expected, rtol=1e-5)
@@ -197,9 +185,7 @@ def test_finished_layers_are_not_run_again(
 
     monkeypatch.setattr(LayerStream, "load_layer", counting)
     with Checkpoint.open(source) as checkpoint:
-        plan = plan_calibration(
-            checkpoint, tmp_path / "out", passages=conversations(), settings=SETTINGS
-        )
+        plan = plan_calibration(checkpoint, tmp_path / "out", passages=sums(16), settings=SETTINGS)
         total = N_LAYERS * plan.result.n_tokens
 
         def stop(done: int, _: int) -> None:
@@ -293,7 +279,7 @@ def test_broken_weights_keep_finished_layers(tmp_path: Path) -> None:
 def test_too_little_text_for_hessians_is_an_error(source: Path, tmp_path: Path) -> None:
     """Catches a damping chosen on nothing."""
     with pytest.raises(UsageError, match="too few"):
-        run(source, tmp_path / "out", passages=conversations()[:5])
+        run(source, tmp_path / "out", passages=sums(16)[:5])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,22 +21,10 @@ from convert.gptq_export import GptqResult, export_gptq, plan_gptq
 from convert.gptq_format import unpack
 from convert.hessian import accumulate_hessian
 from convert.passages import calibration_batches
-from tests.synthetic import Array, write_checkpoint
+from tests.synthetic import Array, sums, write_checkpoint
 
 N_LAYERS = 2
 SETTINGS = GptqSettings(clip_steps=4)
-
-
-def conversations() -> list[Conversation]:
-    return [
-        Conversation(
-            kind="sum",
-            messages=({"role": "user", "content": f"What is {7 * i} + {i * i}? The sum, then."},),
-            reasoning=f"Line up {7 * i} and {i * i}; the ones first, then the tens. " * (1 + i % 3),
-            answer=f"It is {7 * i + i * i}.",
-        )
-        for i in range(24)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +52,7 @@ def export(
             checkpoint,
             out,
             settings=settings,
-            calibration=conversations() if calibration is None else calibration,
+            calibration=sums(24) if calibration is None else calibration,
             force=force,
             on_progress=on_progress,
         )
@@ -130,7 +118,7 @@ def test_weights_equal_a_slow_sequence(
 
     model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
     with Checkpoint.open(source) as checkpoint:
-        batches = calibration_batches(checkpoint, conversations(), n_tokens=16_384, batch_tokens=1)
+        batches = calibration_batches(checkpoint, sums(24), n_tokens=16_384, batch_tokens=1)
     ours = dict(unpacked(folder))
     groups = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
     with torch.no_grad():
@@ -207,7 +195,7 @@ def test_other_widths_hold_what_was_solved(
 ) -> None:
     """Catches a width or a group size that only the solver knows of."""
     settings = GptqSettings(bits=bits, group_size=group_size, clip_steps=0)
-    export(source, tmp_path / "out", settings=settings, calibration=conversations()[:4])
+    export(source, tmp_path / "out", settings=settings, calibration=sums(24)[:4])
     from transformers import Qwen2ForCausalLM
 
     original = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
@@ -270,7 +258,7 @@ def test_force_replaces(source: Path, exported: GptqResult, tmp_path: Path) -> N
     out = tmp_path / "out"
     shutil.copytree(exported.path, out)
     (out / "stale.txt").write_text("old")
-    export(source, out, calibration=conversations()[:2], force=True)
+    export(source, out, calibration=sums(24)[:2], force=True)
     assert not (out / "stale.txt").exists()
 
 
@@ -293,7 +281,7 @@ def test_broken_weights_keep_finished_layers(tmp_path: Path) -> None:
     config: dict[str, object] = {"num_hidden_layers": N_LAYERS}
     source = write_checkpoint(tmp_path / "source", config=config, edit=damage)
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj"):
-        export(source, tmp_path / "out", calibration=conversations()[:2])
+        export(source, tmp_path / "out", calibration=sums(24)[:2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial", "source"]
 
 
@@ -306,7 +294,7 @@ def test_a_dead_layer_names_its_linear(tmp_path: Path) -> None:
     config: dict[str, object] = {"num_hidden_layers": 1}
     source = write_checkpoint(tmp_path / "source", config=config, edit=silence)
     with pytest.raises(NumericalError, match=r"model\.layers\.0\.mlp\.down_proj\.weight: .*zero"):
-        export(source, tmp_path / "out", calibration=conversations()[:2])
+        export(source, tmp_path / "out", calibration=sums(24)[:2])
 
 
 def test_a_tokenizer_of_another_model_is_an_error(tmp_path: Path) -> None:
@@ -314,7 +302,7 @@ def test_a_tokenizer_of_another_model_is_an_error(tmp_path: Path) -> None:
     config: dict[str, object] = {"num_hidden_layers": 1, "vocab_size": 128}
     source = write_checkpoint(tmp_path / "source", config=config)
     with pytest.raises(CheckpointError, match="vocab_size is 128"):
-        export(source, tmp_path / "out", calibration=conversations()[:2])
+        export(source, tmp_path / "out", calibration=sums(24)[:2])
 
 
 def test_progress_counts_linears(source: Path, tmp_path: Path) -> None:
@@ -325,7 +313,7 @@ def test_progress_counts_linears(source: Path, tmp_path: Path) -> None:
             checkpoint,
             tmp_path / "out",
             settings=GptqSettings(clip_steps=0),
-            calibration=conversations()[:2],
+            calibration=sums(24)[:2],
             on_progress=lambda done, total: seen.append((done, total)),
         )
         assert plan_gptq(checkpoint, SETTINGS).n_quantized == 7 * N_LAYERS
