@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+from convert.errors import UsageError
 from qwq_local.rope import RopeMode, RopePlan, Yarn
 from qwq_local.sampling import Sampling
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KvType = Literal["f16", "q8_0"]
+Speculation = Literal["off", "exact", "close"]
 OnProgress = Callable[[int, int], None]
 """Told how much of how much is done."""
 
@@ -37,13 +39,26 @@ class EngineSettings:
 
     context: tokens for prompt and reply; None chooses by the model and the free memory.
     threads: None chooses by the cores and the model's size. kv_type: what a GGUF file's kv_cache
-    is stored in.
+    is stored in. parallel: how many replies of a GGUF file are decoded together, each with a
+    context of its own. speculation: whether ids of a GGUF file's replies are proposed and read in
+    batches: "exact" only where that was found to compute the same bits, "close" wherever it pays.
+    draft: the GGUF file of a smaller model to propose them; None takes them from the context.
     """
 
     context: int | None = None
     threads: int | None = None
     rope: RopeMode = "auto"
     kv_type: KvType = "f16"
+    parallel: int = 1
+    speculation: Speculation = "exact"
+    draft: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.speculation not in get_args(Speculation):
+            raise UsageError(
+                f"speculation: {self.speculation!r} is unknown; use one of "
+                f"{', '.join(get_args(Speculation))}"
+            )
 
 
 Generation = Generator[int, Intervention | None, None]
@@ -68,6 +83,10 @@ class Engine(Protocol):
     @property
     def control_tokens(self) -> Mapping[str, int]:
         """Text and id of each special token; the tags of thoughts and calls are not special."""
+
+    @property
+    def speculated(self) -> tuple[int, int]:
+        """How many ids were proposed and read in batches so far, and how many of them came."""
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Ids of a text; where parse_special is false, special tokens in it are plain text."""

@@ -82,16 +82,19 @@ def plan_memory(
     kv_type: str,
     batch: int,
     n_logits_rows: int,
+    n_sequences: int = 1,
 ) -> MemoryPlan:
     """As many layers on the GPUs as their free memory holds, the rest beside the processor.
 
-    Weights count as spread evenly over the layers. Compute buffers are estimated from above: a
-    batch's activations, the logits' rows, and the mask of attention.
+    n_sequences: so many conversations have a context each. Weights count as spread evenly over the
+    layers. Compute buffers are estimated from above: a batch's activations, the logits' rows, and
+    the mask of attention.
     """
-    kv_nbytes = round(context * sizes.n_layers * sizes.n_kv_values * KV_NBYTES[kv_type])
+    n_positions = n_sequences * context
+    kv_nbytes = round(n_positions * sizes.n_layers * sizes.n_kv_values * KV_NBYTES[kv_type])
     n_activations = 2 * sizes.feed_forward_length + 4 * sizes.embedding_length
     compute_nbytes = 4 * (batch * n_activations + n_logits_rows * sizes.vocab_size)
-    compute_nbytes += 2 * batch * context
+    compute_nbytes += 2 * batch * n_positions
     n_units = sizes.n_layers + 1
     unit_nbytes = (sizes.weights_nbytes + kv_nbytes) / n_units
     shares, n_left = [], n_units

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import GgufError, QwqError, UsageError
-from convert.gguf_header import GgufHeader
+from convert.gguf_header import GgufHeader, read_header
 from qwq_local.chat_template import any_of
 from qwq_local.engine import EngineSettings, KvType, OnProgress
+from qwq_local.engines.draft import DraftModel, check_vocabulary
 from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler, n_logits_rows
+from qwq_local.engines.speculation import NgramDrafter, Speculator
 from qwq_local.memory import choose_context, choose_threads
 from qwq_local.memory_plan import (
     KV_NBYTES,
@@ -36,6 +38,8 @@ from qwq_local.sampling import Sampling
 
 ARCHITECTURE = "qwen2"
 KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0")
+PREFILL_SHARE = 128
+"""Tokens of a prompt that join the decoding of other replies, which would else stand still."""
 _SMALLEST_CONTEXT = 1024
 _GGML_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8}
 _ROPE_NATIVE, _ROPE_YARN = 0, 2  # llama_rope_scaling_type
@@ -84,8 +88,10 @@ class GgufEngine(EngineLoop):
             vocab_size=self._llama.llama_vocab_n_tokens(self._vocab),
             rope_plan=plan_rope(settings.rope, self.memory_plan.context),
         )
+        self._draft: GgufEngine | None = None
         try:
             self._set_rope(self._rope)
+            self.speculator = self._make_speculator(header, settings)
         except QwqError:
             self.close()
             raise
@@ -132,11 +138,32 @@ class GgufEngine(EngineLoop):
 
     def close(self) -> None:
         with self._lock:
+            if self._draft is not None:
+                self._draft.close()
             self._free_context()
             self.stash.clear()
             if self._model is not None:
                 self._llama.llama_model_free(self._model)
                 self._model = None
+
+    def _make_speculator(self, header: GgufHeader, settings: EngineSettings) -> Speculator | None:
+        if settings.speculation == "off" or settings.parallel > 1:
+            return None
+        is_exact = settings.speculation == "exact"
+        if settings.draft is None:
+            return Speculator(NgramDrafter, is_exact=is_exact)
+        path = Path(settings.draft)
+        draft_header = read_header(path)
+        shared = check_vocabulary(path, draft_header.metadata, header.metadata)
+        n_context = min(self.rope_plan.context_length, _sizes(path, draft_header)["context_length"])
+        self._draft = GgufEngine(
+            path,
+            draft_header,
+            EngineSettings(
+                n_context, settings.threads, "native", settings.kv_type, speculation="off"
+            ),
+        )
+        return Speculator(DraftModel(self._draft, shared, self).begin, is_exact=is_exact)
 
     def _load_model(self, on_progress: OnProgress | None) -> Any:
         params = self._llama.llama_model_default_params()
@@ -152,15 +179,24 @@ class GgufEngine(EngineLoop):
         model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
         if model is None:
             raise GgufError(
-                f"{self._path}: llama.cpp cannot load it ({_why()}); make the file again"
+                f"{self._path}: llama.cpp cannot load it ({explain()}); make the file again"
             )
         return model
 
     def _set_rope(self, rope: Yarn | None) -> None:
         self._free_context()
-        n_context = self.rope_plan.room(rope)
+        params = self._context_params(rope)
+        self._context = self._llama.llama_init_from_model(self._model, params)
+        if self._context is None:
+            raise QwqError(
+                f"{self._path}: llama.cpp has no room for a context of {params.n_ctx:,} tokens "
+                f"({explain()}); choose a smaller one with --context"
+            )
+
+    def _context_params(self, rope: Yarn | None) -> Any:
+        """llama.cpp's parameters of a context for one sequence."""
         params = self._llama.llama_context_default_params()
-        params.n_ctx = n_context
+        params.n_ctx = self.rope_plan.room(rope)
         params.n_batch = params.n_ubatch = PREFILL_BATCH
         params.n_outputs_max = self.n_logits_rows
         params.n_threads = params.n_threads_batch = self._n_threads
@@ -174,12 +210,7 @@ class GgufEngine(EngineLoop):
             params.rope_scaling_type = _ROPE_YARN
             params.rope_freq_scale = 1 / rope.factor
             params.yarn_orig_ctx = rope.original_length
-        self._context = self._llama.llama_init_from_model(self._model, params)
-        if self._context is None:
-            raise QwqError(
-                f"{self._path}: llama.cpp has no room for a context of {n_context:,} tokens "
-                f"({_why()}); choose a smaller one with --context"
-            )
+        return params
 
     def _free_context(self) -> None:
         if self._context is not None:
@@ -205,24 +236,36 @@ class GgufEngine(EngineLoop):
             capacity = -n
 
     def _trim(self, n_kept: int) -> None:
-        memory = self._llama.llama_get_memory(self._open_context())
-        removed = self._llama.llama_memory_seq_rm(memory, 0, n_kept, -1)
-        assert removed, "a kv_cache of attention layers can be cut anywhere"
+        self.trim_sequence(0, n_kept)
 
     def _export(self) -> bytes:
-        context = self._open_context()
-        nbytes = self._llama.llama_state_seq_get_size(context, 0)
-        buffer = (ctypes.c_uint8 * nbytes)()
-        n_written = self._llama.llama_state_seq_get_data(context, buffer, nbytes, 0)
-        return bytes(memoryview(buffer)[:n_written])
+        return self.export_sequence(0)
 
     def _import(self, state: bytes) -> None:
+        self.import_sequence(0, state)
+
+    def trim_sequence(self, sequence_id: int, n_kept: int) -> None:
+        """Forget a sequence's positions from n_kept on."""
+        memory = self._llama.llama_get_memory(self._open_context())
+        removed = self._llama.llama_memory_seq_rm(memory, sequence_id, n_kept, -1)
+        assert removed, "a kv_cache of attention layers can be cut anywhere"
+
+    def export_sequence(self, sequence_id: int) -> bytes:
+        """What the kv_cache holds of a sequence."""
+        context = self._open_context()
+        nbytes = self._llama.llama_state_seq_get_size(context, sequence_id)
+        buffer = (ctypes.c_uint8 * nbytes)()
+        n_written = self._llama.llama_state_seq_get_data(context, buffer, nbytes, sequence_id)
+        return bytes(memoryview(buffer)[:n_written])
+
+    def import_sequence(self, sequence_id: int, state: bytes) -> None:
+        """Make a sequence what was exported. Raises QwqError where that cannot be."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         context = self._open_context()
-        if not self._llama.llama_state_seq_set_data(context, buffer, len(state), 0):
+        if not self._llama.llama_state_seq_set_data(context, buffer, len(state), sequence_id):
             raise QwqError(
-                f"{self._path}: llama.cpp refuses the saved kv_cache ({_why()}); load the session "
-                "without it"
+                f"{self._path}: llama.cpp refuses the saved kv_cache ({explain()}); load the "
+                "session without it"
             )
 
     def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
@@ -235,7 +278,7 @@ class GgufEngine(EngineLoop):
         status = self._llama.llama_decode(self._open_context(), batch)
         if status != 0:
             raise QwqError(
-                f"llama.cpp: decoding {len(ids)} tokens failed with status {status} ({_why()}); "
+                f"llama.cpp: decoding {len(ids)} tokens failed with status {status} ({explain()}); "
                 "open the model again, with a smaller --context if memory is short"
             )
 
@@ -247,7 +290,15 @@ class GgufEngine(EngineLoop):
 
     @contextmanager
     def _sampler(self, sampling: Sampling, seed: int, prompt: Sequence[int]) -> Iterator[Sampler]:
-        chain = make_chain(
+        sampler = ChainSampler(self, self.new_chain(sampling, seed, prompt))
+        try:
+            yield sampler
+        finally:
+            sampler.free()
+
+    def new_chain(self, sampling: Sampling, seed: int, prompt: Sequence[int]) -> Any:
+        """A sampler chain for one reply."""
+        return make_chain(
             self._llama,
             sampling,
             seed=seed,
@@ -255,11 +306,6 @@ class GgufEngine(EngineLoop):
             n_window=self.rope_plan.context_length,
             prompt=prompt,
         )
-        sampler = _ChainSampler(self, chain)
-        try:
-            yield sampler
-        finally:
-            sampler.free()
 
     def grammar(self, answer_format: Mapping[str, Any] | str) -> str:
         text = answer_format if isinstance(answer_format, str) else _gbnf_of_schema(answer_format)
@@ -271,20 +317,20 @@ class GgufEngine(EngineLoop):
             self._open_vocab(), grammar.encode("utf-8", errors="replace"), b"root"
         )
         if not sampler or not grammar.strip():
-            raise UsageError(f"answer_format: it is no GBNF grammar ({_why()}); correct it")
+            raise UsageError(f"answer_format: it is no GBNF grammar ({explain()}); correct it")
         return sampler
 
 
-class _ChainSampler:
+class ChainSampler:
     """A sampler chain of llama.cpp over the engine's last logits."""
 
     def __init__(self, engine: GgufEngine, chain: Any) -> None:
         self._engine = engine
         self._chain = chain
 
-    def draw(self) -> int:
+    def draw(self, row: int = -1) -> int:
         engine = self._engine
-        token_id: int = engine._llama.llama_sampler_sample(self._chain, engine._open_context(), -1)
+        token_id: int = engine._llama.llama_sampler_sample(self._chain, engine._open_context(), row)
         return token_id
 
     def accept(self, token_id: int) -> None:
@@ -408,15 +454,26 @@ def plan_gguf(
     n_context = choose_context(
         settings.context,
         n_possible=longest_context(settings.rope, numbers["context_length"]),
-        kv_nbytes_per_token=round(sizes.n_layers * sizes.n_kv_values * KV_NBYTES[kv_type]),
+        kv_nbytes_per_token=round(
+            settings.parallel * sizes.n_layers * sizes.n_kv_values * KV_NBYTES[kv_type]
+        ),
         weights_nbytes=sizes.weights_nbytes,
     )
+    if settings.parallel > 1 and plan_rope(settings.rope, n_context).native_length not in (
+        0,
+        n_context,
+    ):
+        raise UsageError(
+            f"rope: a context of {n_context:,} tokens switches to YaRN on its way, which "
+            f"{settings.parallel} conversations at once cannot; choose --rope native or --rope yarn"
+        )
     return plan_memory(
         sizes,
         find_devices(_library()),
         context=n_context,
+        n_sequences=settings.parallel,
         kv_type=kv_type,
-        batch=PREFILL_BATCH,
+        batch=batch_size(settings.parallel),
         n_logits_rows=n_logits_rows(max(1, sizes.vocab_size)),
     )
 
@@ -431,6 +488,13 @@ def plan_alternatives(
         for kv_type in KV_TYPES:
             yield plan_gguf(path, header, smaller, kv_type=kv_type)
         context //= 2
+
+
+def batch_size(n_parallel: int) -> int:
+    """Tokens in one llama_decode: a whole micro-batch of one prompt, or a share of each."""
+    if n_parallel == 1:
+        return PREFILL_BATCH
+    return max(PREFILL_BATCH + n_parallel, PREFILL_SHARE * n_parallel)
 
 
 @cache
@@ -465,7 +529,7 @@ def _log_callback() -> Any:
     return forward
 
 
-def _why() -> str:
+def explain() -> str:
     """What llama.cpp logged last as errors, then forgotten."""
     reason = "; ".join(_last_errors) or "it gives no reason"
     _last_errors.clear()
