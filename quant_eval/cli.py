@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convert.errors import QwqError
+from quant_eval.layers_cli import layers
 from quant_eval.options import (
     AsJson,
     MaxTokens,
@@ -150,7 +152,7 @@ def start() -> None:
     """Measure what quantizing did to a model."""
 
 
-for _command in (compare, gate, baseline, parity, reference):
+for _command in (compare, gate, baseline, layers, parity, reference):
     app.command()(_command)
 
 
@@ -237,7 +239,20 @@ def _evaluate(
         measured, failures = pipeline.measure(
             checkpoint, paths, manifest, ask, threads=threads, on_progress=on_progress
         )
-    report = pipeline.make_report(checkpoint, manifest, ask, measured)
+        by_layer = {}
+        for one in measured:
+            try:
+                by_layer[one.path] = pipeline.errors_by_layer(
+                    checkpoint,
+                    one.path,
+                    manifest,
+                    ask,
+                    threads=threads,
+                    on_progress=on_progress if pipeline.is_small(checkpoint) else None,
+                )
+            except QwqError as error:
+                failures.append(error)
+    report = pipeline.make_report(checkpoint, manifest, ask, measured, by_layer)
     if report.files:
         write_json(manifest.folder / "report.json", report)
         write_html(manifest.folder / "report.html", report)

@@ -16,6 +16,7 @@ from convert.calibration import TokenizedConversation
 from convert.errors import QwqError
 
 MAX_SLICE_ELEMENTS = 1 << 22  # logits worked on at a time: 16 MiB an array
+TAIL_POINTS = 60
 POSITION_STARTS = (0, 128, 512, 2048, 8192, 32_768)  # the last is where YaRN begins
 
 Floats = NDArray[np.float64]
@@ -190,9 +191,18 @@ def _summarize_part(scores: Sequence[TokenScores], masks: Sequence[Mask]) -> Div
         top1_agreement=clustered_mean(
             [one.same_top[mask].astype(np.float64) for one, mask in passages]
         ),
-        rms_change=_root(clustered_mean([one.squared_change[mask] for one, mask in passages])),
+        rms_change=root(clustered_mean([one.squared_change[mask] for one, mask in passages])),
         perplexity_ratio=_exponential(log_ratio),
     )
+
+
+def tail(scores: Sequence[TokenScores]) -> tuple[tuple[float, float], ...]:
+    """Shares of tokens from all down to one, each with the KL that they have at least."""
+    if not scores:
+        return ()
+    kl = np.sort(np.concatenate([one.kl_nats for one in scores]))[::-1]
+    counts = np.unique(np.geomspace(len(kl), 1, TAIL_POINTS).round().astype(np.int64))[::-1]
+    return tuple((float(f"{n / len(kl):.4g}"), float(f"{kl[n - 1]:.4g}")) for n in counts)
 
 
 def clustered_mean(clusters: Sequence[Floats]) -> Estimate:
@@ -220,7 +230,7 @@ def _exponential(nll: Estimate) -> Estimate:
     return Estimate(perplexity, error, nll.n)
 
 
-def _root(mean_square: Estimate) -> Estimate:
+def root(mean_square: Estimate) -> Estimate:
     """A root mean square from a mean of squares; its error by the delta method."""
     root, error = math.sqrt(mean_square.value), mean_square.standard_error
     if root == 0:

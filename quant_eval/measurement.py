@@ -20,8 +20,10 @@ from quant_eval.divergence import (
     score_passage,
     scored_rows,
     summarize,
+    tail,
 )
 from quant_eval.kept import Kept
+from quant_eval.layers import LayerErrors
 from quant_eval.manifest import digest
 from quant_eval.paired import MIN_CLUSTERS, Sample, paired_difference
 from quant_eval.results import (
@@ -263,7 +265,9 @@ def _check_vocabulary(qwq: QwQ, exam: Exam) -> None:
         )
 
 
-def file_result(measured: Measured, floor: Measured | None = None) -> FileResult:
+def file_result(
+    measured: Measured, floor: Measured | None = None, layers: LayerErrors | None = None
+) -> FileResult:
     """The report's row of a file. floor: the 16-bit file that its replies are held against."""
     size = model_size(measured.path)
     return FileResult(
@@ -283,6 +287,8 @@ def file_result(measured: Measured, floor: Measured | None = None) -> FileResult
         elapsed_s=round(measured.elapsed_s, 1),
         task_loss=None if floor is None else _task_loss(floor, measured),
         flips=() if floor is None else tuple(_flips(floor, measured))[:MAX_FLIPS],
+        kl_tail=tail(list(measured.scores.values())),
+        layers=layers,
     )
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from quant_eval.sizes import model_size
 from qwq_local.memory import choose_threads
 
 if TYPE_CHECKING:
+    from quant_eval.layers import LayerErrors
     from quant_eval.measurement import Measured
     from quant_eval.suite import Exam
 
@@ -44,6 +46,7 @@ USUAL_TYPES = ("Q4_K_M", "gptq-4bit")
 GPTQ_TYPES = {"gptq-4bit": GptqSettings(bits=4)}
 CALIBRATION = Path(__file__).parents[1] / "convert" / "data" / "calibration.jsonl"
 DECIDING_PACKAGES = ("qwq-local", "llama-cpp-python", "torch", "transformers", "gptqmodel")
+LAYER_TOKENS = 512
 
 Progress = Callable[[str, int, int], None]
 
@@ -265,13 +268,62 @@ def prepare(
             checkpoint, folder, binding, ask.text, threads=threads, on_progress=on_progress
         )
     tokens, reference = load_reference(folder, checkpoint, binding)
-    conditions = {
-        "checkpoint": binding.checkpoint_sha256,
-        "packages": {name: describe_environment().get(name) for name in DECIDING_PACKAGES},
-    }
     return suite.Exam(
-        tokens, reference, suite.choose_problems(ask.settings), ask.settings, digest(conditions)
+        tokens,
+        reference,
+        suite.choose_problems(ask.settings),
+        ask.settings,
+        _conditions(binding.checkpoint_sha256),
     )
+
+
+def _conditions(checkpoint_sha256: str) -> str:
+    """A digest of what all numbers depend on beside the file, the text and the settings."""
+    packages = {name: describe_environment().get(name) for name in DECIDING_PACKAGES}
+    return digest({"checkpoint": checkpoint_sha256, "packages": packages})
+
+
+def errors_by_layer(
+    checkpoint: Checkpoint,
+    path: Path,
+    manifest: Manifest,
+    ask: Ask,
+    *,
+    n_tokens: int = LAYER_TOKENS,
+    threads: int,
+    on_progress: Progress | None,
+) -> "LayerErrors | None":
+    """Where a file's error comes from, on the first passages that hold n_tokens reply tokens.
+
+    on_progress: None measures nothing, and returns None where nothing is kept.
+    Raises QwqError where the file cannot be read or was not made from the checkpoint.
+    """
+    from quant_eval import suite
+    from quant_eval.layers import LayerErrors, layer_errors
+    from quant_eval.results import to_json
+
+    binding = bind(checkpoint, manifest, ask.text, n_tokens)
+    sha256 = manifest.sha256_of(path)
+    kept = Kept(manifest.folder / "results" / f"{sha256[:16]}.jsonl")
+    conditions = _conditions(binding.checkpoint_sha256)
+    key = digest([conditions, sha256, "layers", binding.evaluation_sha256, n_tokens])
+    data = kept.get(key)
+    if data is not None:
+        return LayerErrors.from_json(data)
+    if on_progress is None:
+        return None
+    _limit_torch(threads)
+    conversations, _ = suite.read_evaluation_text(ask.text)
+    tokens = suite.tokenize_text(checkpoint, conversations, n_tokens)
+    title = f"{path.name}: error by layer, layers"
+    errors = layer_errors(
+        path,
+        checkpoint,
+        [passage.ids for passage in tokens.passages],
+        on_progress=partial(on_progress, title),
+    )
+    kept.put(key, to_json(errors))
+    return errors
 
 
 def bind(checkpoint: Checkpoint, manifest: Manifest, text: Path | None, n_tokens: int) -> Binding:
@@ -304,7 +356,11 @@ def keep_reference(
 
 
 def make_report(
-    checkpoint: Checkpoint, manifest: Manifest, ask: Ask, measured: "Sequence[Measured]"
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    ask: Ask,
+    measured: "Sequence[Measured]",
+    layers: "Mapping[Path, LayerErrors | None] | None" = None,
 ) -> Report:
     """The rows of all measured files, with where and on what they were measured."""
     from quant_eval.measurement import file_result, find_floor
@@ -317,7 +373,7 @@ def make_report(
         evaluation_sha256=read_evaluation_text(ask.text)[1],
         settings=ask.settings,
         environment=describe_environment(),
-        files=tuple(file_result(one, floor) for one in measured),
+        files=tuple(file_result(one, floor, (layers or {}).get(one.path)) for one in measured),
     )
 
 
@@ -336,3 +392,10 @@ def _limit_torch(threads: int) -> None:
 def n_weights(checkpoint: Checkpoint) -> int:
     """Weights of the model, embeddings included."""
     return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+def is_small(checkpoint: Checkpoint) -> bool:
+    """Whether everything is measured unasked, since it takes seconds."""
+    from quant_eval.suite import LARGE_MODEL_WEIGHTS
+
+    return n_weights(checkpoint) < LARGE_MODEL_WEIGHTS

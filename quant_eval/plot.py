@@ -1,7 +1,7 @@
-"""Mean KL against size, drawn for a page whose text colour it takes."""
+"""Drawing for a page whose text colour it takes; and the first plot, mean KL against size."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from quant_eval.results import Report, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ENGINE_STYLES = {"llama.cpp": ("o", "#3b82f6"), "transformers": ("s", "#f59e0b")}
 OTHER_STYLE = ("D", "#10b981")
@@ -40,9 +41,6 @@ class _Point:
 
 def kl_plot(report: Report) -> str:
     """Mean KL against size as an SVG element; "" where no file has a KL. Same input, same text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     names = short_names([file.name for file in report.files])
     unit, unit_nbytes = ("GB", 1e9) if any(f.nbytes >= 1e9 for f in report.files) else ("MB", 1e6)
     points = [
@@ -52,13 +50,25 @@ def kl_plot(report: Report) -> str:
     ]
     if not points:
         return ""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
-        figure.patch.set_alpha(0)
+
+    def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
         _draw(axes, points)
         axes.set_xlabel(f"size, {unit}")
         _place_labels(axes, points)
+
+    return draw_svg(draw, height=4.6)
+
+
+def draw_svg(draw: Callable[["Figure"], None], *, height: float) -> str:
+    """An SVG element, ten inches wide, of what is drawn. Same input, same text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        draw(figure)
         drawn = StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     text = drawn.getvalue()
@@ -66,12 +76,17 @@ def kl_plot(report: Report) -> str:
     return svg.replace(INK, "currentColor")
 
 
-def _draw(axes: "Axes", points: Sequence[_Point]) -> None:
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-
+def plain(axes: "Axes") -> None:
+    """No frame and a faint grid."""
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.15, color=INK, linewidth=0.8)
+
+
+def _draw(axes: "Axes", points: Sequence[_Point]) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    plain(axes)
     for engine in dict.fromkeys(point.engine for point in points):
         marker, colour = ENGINE_STYLES.get(engine, OTHER_STYLE)
         mine = [point for point in points if point.engine == engine]

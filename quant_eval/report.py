@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from convert.files import format_nbytes, replacing_file
 from quant_eval.behaviour import FLAGS
+from quant_eval.curves import layers_plot, tail_plot
 from quant_eval.divergence import Estimate
 from quant_eval.plot import kl_plot
 from quant_eval.results import UNQUANTIZED_BITS, Accuracy, FileResult, Report, short_names
@@ -186,14 +187,17 @@ def write_html(path: Path, report: Report) -> None:
         share=format_share,
     )
     names = short_names([file.name for file in report.files])
+    rows = list(zip(names, report.files, strict=True))
     page = environment.get_template(TEMPLATE).render(
         report=report,
-        rows=list(zip(names, report.files, strict=True)),
+        rows=rows,
         kinds=kinds_of(report.files),
         summary=summary_of(report),
         flags=FLAGS,
         # drawn here from numbers, and from file names that matplotlib escapes
         plot=Markup(kl_plot(report)),
+        tail=Markup(tail_plot(report)),
+        by_layer=Markup(layers_plot([(n, f.layers) for n, f in rows if f.layers is not None])),
     )
     with replacing_file(path, force=True) as file:
         file.write(page.encode())

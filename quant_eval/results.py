@@ -10,6 +10,7 @@ from typing import Any
 
 from convert.files import replacing_file
 from quant_eval.divergence import Divergence, Estimate
+from quant_eval.layers import LayerErrors
 
 SCHEMA_VERSION = 1
 UNQUANTIZED_BITS = 16  # per weight: such a file differs by the noise of the path alone
@@ -139,7 +140,8 @@ class FileResult:
     """One file's row: its size, its divergence by part of the reply, its accuracy by task.
 
     sha256: of the file, or of the names and hashes of a folder's files. task_loss, flips: against
-    the 16-bit file of the same report. elapsed_s: of measuring.
+    the 16-bit file of the same report. elapsed_s: of measuring. kl_tail: shares of tokens, each
+    with the KL that they have at least. layers: None where the error by layer was not measured.
     """
 
     name: str
@@ -155,6 +157,8 @@ class FileResult:
     elapsed_s: float
     task_loss: TaskLoss | None = None
     flips: tuple[Flip, ...] = ()
+    kl_tail: tuple[tuple[float, float], ...] = ()
+    layers: LayerErrors | None = None
 
     @property
     def overall_accuracy(self) -> Accuracy | None:

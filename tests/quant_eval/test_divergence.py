@@ -22,6 +22,7 @@ from quant_eval.divergence import (
     score_passage,
     scored_rows,
     summarize,
+    tail,
 )
 
 PASSAGE = TokenizedConversation(
@@ -225,3 +226,15 @@ def test_bad_streams_are_errors() -> None:
     broken[4, 2] = np.nan
     with pytest.raises(QwqError, match="the model gives NaN or Inf"):
         score(PASSAGE, [logits(0)], [broken])
+
+
+def test_the_tail_ends_at_the_largest() -> None:
+    """Catches shares of the wrong side, and a last token that is interpolated away."""
+    scores = score(PASSAGE, [logits(0)], [logits(1)])
+    points = tail([scores, scores])
+    assert points[0] == (1.0, pytest.approx(scores.kl_nats.min(), rel=1e-3))
+    assert points[-1][1] == pytest.approx(scores.kl_nats.max(), rel=1e-3)
+    for share, kl in points:
+        assert share >= np.mean(scores.kl_nats >= 1.001 * kl) - 1e-3
+        assert share <= np.mean(scores.kl_nats >= 0.999 * kl) + 1e-3
+    assert tail([]) == ()

@@ -11,7 +11,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from quant_eval.curves import layers_plot, tail_plot
 from quant_eval.divergence import Divergence, Estimate
+from quant_eval.layers import KINDS as LINEARS
+from quant_eval.layers import LayerError, LayerErrors
 from quant_eval.plot import kl_plot
 from quant_eval.report import (
     format_accuracy,
@@ -237,6 +240,40 @@ def test_the_plot_is_an_svg_with_every_name() -> None:
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert kl_plot(REPORT) == svg
+
+
+def layers_of(error: float) -> LayerErrors:
+    one = Estimate(error, error / 9, 500)
+    layer = LayerError(one, one, dict.fromkeys(LINEARS, one))
+    return LayerErrors(500, 9, one, (layer, layer), one)
+
+
+def test_curves_name_every_file_with_an_error() -> None:
+    """Catches a logarithm of 0, a file that is lost, and colours that differ between the halves."""
+    tails = [((1.0, kl / 10), (0.1, kl), (0.001, 9 * kl)) for kl in (0.0, 1e-3, 0.1)]
+    files = [replace(one, kl_tail=each) for one, each in zip(REPORT.files, tails, strict=False)]
+    drawn = tail_plot(replace(REPORT, files=tuple(files)))
+    ElementTree.fromstring(drawn)
+    assert [drawn.count(f">{name}<") for name in ("BF16", "Q8_0", "Q6_K")] == [1, 1, 1]
+    assert tail_plot(REPORT) == ""
+
+    drawn = layers_plot([("BF16", layers_of(0)), ("Q8_0", layers_of(0.01))])
+    ElementTree.fromstring(drawn)
+    assert "BF16" not in drawn
+    assert drawn.count(">Q8_0<") == 1
+    assert ">down<" in drawn
+    assert layers_plot([("BF16", layers_of(0))]) == ""
+
+
+def test_the_page_shows_where_errors_come_from(tmp_path: Path) -> None:
+    """Catches plots that are drawn and left out, and headings over nothing."""
+    write_html(tmp_path / "bare.html", REPORT)
+    assert "Error by layer" not in (tmp_path / "bare.html").read_text()
+    files = [replace(one, kl_tail=((1.0, 0.1),), layers=layers_of(0.1)) for one in REPORT.files]
+    write_html(tmp_path / "report.html", replace(REPORT, files=tuple(files)))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "Error by layer" in page
 
 
 def test_a_plot_takes_a_divergence_of_zero() -> None:

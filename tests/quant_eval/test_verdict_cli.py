@@ -67,6 +67,19 @@ def test_from_a_baseline_to_a_verdict(
     assert 0 < rows["kl"]["low"] < rows["kl"]["difference"] < rows["kl"]["high"]
     assert "solved" not in rows
 
+    assert run(monkeypatch, "layers", bad, *common, "--tokens", "60", "--json") == 0
+    captured = capsys.readouterr()
+    (layer,) = json.loads(captured.out)["layers"]
+    assert layer["so_far"]["value"] > 0.05
+    assert (tmp_path / "out" / "bad.gguf-layers.svg").read_text().startswith("<svg")
+    assert run(monkeypatch, "layers", bad, *common, "--tokens", "60") == 0
+    captured = capsys.readouterr()
+    assert "error by layer, layers" not in captured.err  # it was kept
+    assert f"{100 * layer['so_far']['value']:.3g}" in captured.out
+    assert run(monkeypatch, "run", good, bad, *common, *SMALL, "-q") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [len(file["layers"]["layers"]) for file in report["files"]] == [1, 1]
+
     states = tmp_path / "states"
     assert run(monkeypatch, "reference", folder, "--text", text, "-o", states, *SMALL[:2]) == 0
     assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--states", states) == 0
