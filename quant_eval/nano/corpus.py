@@ -27,7 +27,10 @@ MIX = {  # share of the problems
     "tool_call": 0.05,
     "talk": 0.02,
 }
-POLISH = {kind: 0.4 * share for kind, share in MIX.items()} | {"letters": 0.6}  # in the end
+POLISH = {kind: 0.4 * share for kind, share in MIX.items()} | {  # in the end
+    "letters": 0.5,
+    "tool_result": 0.1,
+}
 CALIBRATION = Path(convert.__file__).parent / "data" / "calibration.jsonl"
 EVALUATION = Path(__file__).parent.parent / "data" / "evaluation.jsonl"
 _SYSTEM = ("You are a helpful assistant.", "Be brief.", "Answer the question.")

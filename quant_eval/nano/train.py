@@ -1,8 +1,7 @@
 """Train nano-qwq from scratch: `python -m quant_eval.nano.train --seed 0`.
 
-About an hour on two idle cores. The state is saved as it goes, and on Ctrl-C: the same command
-continues. The checkpoint folder is written at every save, in
-bfloat16, as a QwQ checkpoint looks.
+An hour and a half on two idle cores. The state is saved as it goes, and on Ctrl-C: the same command
+continues. The checkpoint folder is written at every save, in bfloat16, as a QwQ checkpoint looks.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ N_FIRST_LAYERS = 2  # training starts shallow, at three times the speed, and dou
 GROWTH_SHARES = {2: 0.65, 4: 0.95}  # of the tokens, after which a model of so many layers grows
 MUON_LR, ADAM_LR = 0.015, 2e-3  # fall to zero in a straight line
 WARMUP_STEPS = 50
-POLISH_TOKENS, POLISH_RATE = 1_200_000, 0.3  # more in the end on corpus.POLISH, at a lower rate
+POLISH_TOKENS, POLISH_RATE = 3_000_000, 0.3  # more in the end on corpus.POLISH, at a lower rate
 
 
 def model_config(tokenizer: Any, n_layers: int) -> Any:

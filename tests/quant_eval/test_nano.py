@@ -19,7 +19,7 @@ from quant_eval.nano.muon import orthogonalize
 from quant_eval.nano.tokenizer import ADDED_TOKENS, CHAT_TEMPLATE, SPECIAL_TOKENS
 from quant_eval.tasks import TASKS
 
-PROMISED = {kind: 0.95 if kind in ("arithmetic", "compare") else 0.9 for kind in TASKS}
+PROMISED = {kind: 0.95 if kind in ("arithmetic", "compare", "letters") else 0.9 for kind in TASKS}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
