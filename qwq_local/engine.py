@@ -84,6 +84,10 @@ class Engine(Protocol):
     def control_tokens(self) -> Mapping[str, int]:
         """Text and id of each special token; the tags of thoughts and calls are not special."""
 
+    @property
+    def speculated(self) -> tuple[int, int]:
+        """How many ids were proposed and read in batches so far, and how many of them came."""
+
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Ids of a text; where parse_special is false, special tokens in it are plain text."""
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from convert.errors import UsageError
 from qwq_local.description import Description, describe_folder, describe_gguf, read_json
-from qwq_local.engine import Engine, EngineSettings, KvType, OnProgress
+from qwq_local.engine import Engine, EngineSettings, KvType, OnProgress, Speculation
 from qwq_local.find import find_model
 from qwq_local.local import LocalModel
 from qwq_local.messages import normalise
@@ -69,6 +69,9 @@ class QwQ:
         threads: int | None = None,
         rope: RopeMode = "auto",
         kv_type: KvType = "f16",
+        speculation: Speculation = "exact",
+        draft: str | Path | None = None,
+        parallel: int = 1,
         repair_template: bool = True,
         isolated: bool = True,
         on_progress: OnProgress | None = None,
@@ -82,10 +85,16 @@ class QwQ:
         32,768, and less where the memory is short. threads: None takes the physical cores, and
         one for a small model. rope: "auto" is native up to 32,768 tokens and switches to YaRN
         when a conversation needs more; "native" and "yarn" never switch. kv_type: "q8_0" halves
-        the kv_cache of a GGUF file. repair_template: whether a chat template that opens no thought
-        is mended, with a Notice, or refused. isolated: whether a GGUF file runs in a process of its
-        own, whose death is an EngineError and no more. on_progress: told how much of a GGUF file
-        is loaded, in percent. Raises QwqError where there is no model or it cannot be loaded.
+        the kv_cache of a GGUF file. speculation: ids of a GGUF file's replies are proposed from
+        the context and read in batches while that pays; "exact" does so only where a batch was
+        found to compute the same bits, so that the reply stays the same, "close" also where it
+        rounds otherwise, "off" never. draft: a smaller GGUF model that proposes them instead.
+        parallel: how many replies of a GGUF file, each read in a thread of its own, are decoded
+        together, each with a context of its own; what does not overlap in time takes turns.
+        repair_template: whether a chat template that opens no thought is mended, with a Notice, or
+        refused. isolated: whether a GGUF file runs in a process of its own, whose death is an
+        EngineError and no more. on_progress: told how much of a GGUF file is loaded, in percent.
+        Raises QwqError where there is no model or it cannot be loaded.
         """
         if str(path).startswith(("http://", "https://")):
             remote = cls.__new__(cls)
@@ -93,9 +102,22 @@ class QwQ:
             remote.path, remote.name = str(path), remote._model.name
             return remote
         model = find_model(Path(path))
-        settings = EngineSettings(context, threads, rope, kv_type)
+        settings = EngineSettings(
+            context,
+            threads,
+            rope,
+            kv_type,
+            parallel=parallel,
+            speculation=speculation,
+            draft=None if draft is None else str(draft),
+        )
         if model.kind == "gguf":
             engine, description = _load_gguf(model.path, settings, isolated, on_progress)
+        elif parallel > 1:
+            raise UsageError(
+                f"{model.path}: {parallel} replies at once are asked for, and a folder makes one; "
+                "use a GGUF file, or leave --parallel out"
+            )
         else:
             engine, description = _load_folder(model.path, settings)
         return cls(engine, description, model.path, repair_template=repair_template)

@@ -53,13 +53,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went: prompt ids found in the kv_cache and read anew, then tokens made."""
+    """Where the time went: prompt ids found in the kv_cache and read anew, then tokens made.
+
+    n_drafted ids were proposed and read in batches while they were made, n_accepted of them came.
+    """
 
     n_cached: int
     n_prefilled: int
     prefill_s: float  # until the first token is there
     n_decoded: int
     decode_s: float  # from the first token to the last
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -73,6 +73,7 @@ class _LocalReply:
         request = self._request
         self._started = self._first = self._last = time.perf_counter()
         n_cached = self._engine.n_cached(request.ids, rope=self._rope)
+        n_drafted, n_accepted = self._engine.speculated
         if self._prefill():
             yield from self._generate()
         if self._finish_reason != "cancelled":
@@ -81,6 +82,7 @@ class _LocalReply:
             if self._finish_reason == "stop" and self._splitter.n_calls:
                 self._finish_reason = "tool_calls"
         n_prompt = len(request.ids)
+        speculated = self._engine.speculated
         yield Done(
             self._finish_reason,
             Usage(n_prompt, len(self._sequence) - n_prompt, self._n_reasoning),
@@ -90,6 +92,8 @@ class _LocalReply:
                 self._first - self._started,
                 self._n_sampled,
                 self._last - self._first,
+                speculated[0] - n_drafted,
+                speculated[1] - n_accepted,
             ),
         )
 

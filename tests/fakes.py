@@ -20,6 +20,7 @@ class FakeEngine:
 
     vocab_size = 259
     rope_plan = plan_rope("auto", 4096)
+    speculated = (0, 0)
 
     def __init__(self, *replies: str) -> None:
         self.control_tokens = dict(CONTROL_TOKENS)

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import GgufError, QwqError, UsageError
-from convert.gguf_header import GgufHeader
+from convert.gguf_header import GgufHeader, read_header
 from qwq_local.chat_template import any_of
 from qwq_local.engine import EngineSettings, KvType, OnProgress
+from qwq_local.engines.draft import DraftModel, check_vocabulary
 from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler, n_logits_rows
+from qwq_local.engines.speculation import NgramDrafter, Speculator
 from qwq_local.memory import choose_context, choose_threads
 from qwq_local.memory_plan import (
     KV_NBYTES,
@@ -86,8 +88,10 @@ class GgufEngine(EngineLoop):
             vocab_size=self._llama.llama_vocab_n_tokens(self._vocab),
             rope_plan=plan_rope(settings.rope, self.memory_plan.context),
         )
+        self._draft: GgufEngine | None = None
         try:
             self._set_rope(self._rope)
+            self.speculator = self._make_speculator(header, settings)
         except QwqError:
             self.close()
             raise
@@ -134,11 +138,32 @@ class GgufEngine(EngineLoop):
 
     def close(self) -> None:
         with self._lock:
+            if self._draft is not None:
+                self._draft.close()
             self._free_context()
             self.stash.clear()
             if self._model is not None:
                 self._llama.llama_model_free(self._model)
                 self._model = None
+
+    def _make_speculator(self, header: GgufHeader, settings: EngineSettings) -> Speculator | None:
+        if settings.speculation == "off" or settings.parallel > 1:
+            return None
+        is_exact = settings.speculation == "exact"
+        if settings.draft is None:
+            return Speculator(NgramDrafter, is_exact=is_exact)
+        path = Path(settings.draft)
+        draft_header = read_header(path)
+        shared = check_vocabulary(path, draft_header.metadata, header.metadata)
+        n_context = min(self.rope_plan.context_length, _sizes(path, draft_header)["context_length"])
+        self._draft = GgufEngine(
+            path,
+            draft_header,
+            EngineSettings(
+                n_context, settings.threads, "native", settings.kv_type, speculation="off"
+            ),
+        )
+        return Speculator(DraftModel(self._draft, shared, self).begin, is_exact=is_exact)
 
     def _load_model(self, on_progress: OnProgress | None) -> Any:
         params = self._llama.llama_model_default_params()

@@ -65,6 +65,11 @@ class IsolatedEngine:
         text: str = self._request("grammar", answer_format).value
         return text
 
+    @property
+    def speculated(self) -> tuple[int, int]:
+        n_drafted, n_accepted = self._request("speculated").value
+        return n_drafted, n_accepted
+
     def n_cached(self, ids: Sequence[int], *, rope: Yarn | None = None) -> int:
         n: int = self._request("n_cached", list(ids), _fields(rope)).value
         return n
@@ -252,6 +257,9 @@ class _Calls:
 
     def grammar(self, answer_format: Mapping[str, Any] | str) -> tuple[Any, bytes]:
         return self._engine.grammar(answer_format), b""
+
+    def speculated(self) -> tuple[Any, bytes]:
+        return self._engine.speculated, b""
 
     def n_cached(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
         return self._engine.n_cached(ids, rope=_yarn(rope)), b""

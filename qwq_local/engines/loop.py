@@ -1,6 +1,7 @@
 """The one loop over a kv_cache that the engines of this process share."""
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from convert.errors import QwqError
 from qwq_local.engine import Generation, shared_prefix
+from qwq_local.engines.speculation import KV_UNIT, Drafting, Speculator
 from qwq_local.engines.stash import Stash, Stashed
 from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
@@ -33,8 +35,8 @@ MAX_LOGITS_IN_CHUNK = 1 << 25  # 128 MiB of float32
 class Sampler(Protocol):
     """Draws ids from the engine's last logits, and remembers them."""
 
-    def draw(self) -> int:
-        """The next id."""
+    def draw(self, row: int = -1) -> int:
+        """The next id, from one row of the last _feed's logits."""
 
     def accept(self, token_id: int) -> None:
         """Take an id that was not drawn as one that was."""
@@ -61,6 +63,14 @@ class EngineLoop(ABC):
         self._sequence: list[int] = []  # the kv_cache holds its first _n_filled ids,
         self._n_filled = 0
         self._n_reusable = 0  # of which another sequence may reuse so many
+        self._ahead: list[int] = []  # proposed ids that the kv_cache holds beyond the _n_filled
+        self._row = -1  # of the last logits, that which follows the _n_filled
+        self.speculator: Speculator | None = None
+
+    @property
+    def speculated(self) -> tuple[int, int]:
+        speculator = self.speculator
+        return (0, 0) if speculator is None else (speculator.n_drafted, speculator.n_accepted)
 
     @abstractmethod
     def _set_rope(self, rope: Yarn | None) -> None:
@@ -143,14 +153,19 @@ class EngineLoop(ABC):
         assert len(ids) + max_tokens <= self.rope_plan.context_length
         sequence = list(ids)
         end = len(ids) + max_tokens
+        drafting = None if self.speculator is None else self.speculator.begin()
         with self._sampler(sampling, seed, ids) as sampler:
             while len(sequence) < end:
                 with self._lock:
-                    self._hold(sequence, rope)
-                    token_id = sampler.draw()
+                    self._hold(sequence, rope, drafting)
+                    token_id = sampler.draw(self._row)
                 sequence.append(token_id)
+                if drafting is not None:
+                    drafting.drew(token_id)
                 change = yield token_id
                 if change is not None:
+                    if drafting is not None:
+                        drafting.forget()
                     for forced in change.ids:
                         sampler.accept(forced)
                     sequence += change.ids
@@ -182,6 +197,35 @@ class EngineLoop(ABC):
                 logits = self._read_logits(len(chunk))
             yield logits
 
+    def look_ahead(self, sequence: list[int], n: int) -> list[int]:
+        """The n likeliest ids to follow, one by one; they stay filled in case that they come.
+
+        The list is to be the same at each call, longer by what came. None while a long prompt is
+        still being read, a micro-batch at each call, and none beyond the room.
+        """
+        rope = self._rope
+        if not sequence or len(sequence) + n > self.rope_plan.room(rope):
+            return []
+        with self._lock, self._sampler(Sampling(temperature=0), 0, ()) as sampler:
+            if self._sequence is not sequence:
+                self._begin(sequence, rope)
+            self._take_up(sequence)
+            if self._n_filled == len(sequence):  # without the logits of its last id
+                self._n_filled -= 1
+                self._trim(self._n_filled)
+                self._ahead = []
+            stop = _whole_units(len(sequence) - 1)
+            if stop - self._n_filled > PREFILL_BATCH:
+                self._prefill_step(stop)
+                return []
+            self._hold(sequence, rope)
+            proposed = [sampler.draw()]
+            while len(proposed) < n:
+                self._feed(proposed[-1:], all_logits=False)
+                self._ahead.append(proposed[-1])
+                proposed.append(sampler.draw())
+        return proposed
+
     def _n_shared(self, sequence: Sequence[int], rope: Yarn | None) -> int:
         """How many ids of the kv_cache serve this sequence, its last id not among them."""
         if rope != self._rope:
@@ -189,15 +233,67 @@ class EngineLoop(ABC):
         n = shared_prefix(self._sequence[: self._n_reusable], sequence)
         return _whole_units(min(n, len(sequence) - 1))
 
-    def _hold(self, sequence: list[int], rope: Yarn | None) -> None:
-        """Make the kv_cache hold the sequence, with logits of its last id."""
+    def _hold(
+        self, sequence: list[int], rope: Yarn | None, drafting: Drafting | None = None
+    ) -> None:
+        """Make the kv_cache hold the sequence, with logits of its last id in _row."""
         if self._sequence is not sequence or self._rope != rope:
             self._begin(sequence, rope)
             self._prefill(_whole_units(len(sequence) - 1))
+        self._take_up(sequence)
+        if drafting is not None and self._n_filled == len(sequence) - 1:
+            self._read_last(sequence, rope, drafting)
+            return
         for start in range(self._n_filled, len(sequence), PREFILL_BATCH):
             chunk = sequence[start : start + PREFILL_BATCH]
             self._feed(chunk, all_logits=False)
             self._n_filled += len(chunk)
+            self._row = -1
+
+    def _take_up(self, sequence: list[int]) -> None:
+        """Count what was proposed and has come as filled, and cut off what has not."""
+        while self._ahead and self._n_filled < len(sequence):
+            if self._ahead[0] != sequence[self._n_filled]:
+                self._trim(self._n_filled)
+                self._ahead = []
+                return
+            del self._ahead[0]
+            self._n_filled += 1
+            self._row += 1
+
+    def _read_last(self, sequence: list[int], rope: Yarn | None, drafting: Drafting) -> None:
+        """Feed the last id, with proposed ones behind it where that pays."""
+        start = self._n_filled
+        n_room = min(self.rope_plan.room(rope) - len(sequence), KV_UNIT - 1 - start % KV_UNIT)
+        proposed = drafting.propose(sequence, n_room)
+        chunk = [sequence[-1], *proposed]
+        if proposed and not self._trusts(chunk):
+            proposed, chunk = [], chunk[:1]
+        drafting.reading(len(chunk))
+        self._feed(chunk, all_logits=len(chunk) > 1)
+        self._n_filled += 1
+        self._ahead = proposed
+        self._row = 0 if proposed else -1
+
+    def _trusts(self, chunk: list[int]) -> bool:
+        """Whether a batch of these ids computes what they do one by one, bit for bit."""
+        start, speculator = self._n_filled, self.speculator
+        assert speculator is not None
+
+        def compare() -> bool:
+            started = time.perf_counter()
+            self._feed(chunk, all_logits=True)
+            together = self._read_logits(len(chunk))
+            speculator.pace.took(len(chunk), time.perf_counter() - started)
+            self._trim(start)
+            agree = True
+            for token_id, row in zip(chunk, together, strict=True):
+                self._feed([token_id], all_logits=False)
+                agree = agree and bool(np.array_equal(self._read_logits(1)[0], row))
+            self._trim(start)
+            return agree
+
+        return speculator.trusts(len(chunk), start, compare)
 
     def _begin(self, sequence: list[int], rope: Yarn | None) -> None:
         """Turn to a sequence with as much of it as the kv_cache or the stash has."""
@@ -218,6 +314,7 @@ class EngineLoop(ABC):
             self._cut(self._n_reusable)
             self.stash.put(Stashed(tuple(self._sequence), self._rope, self._export()))
         self._n_reusable = 0  # should the cut fail
+        self._ahead = []
         if rope == self._rope:
             self._trim(n_kept)
         else:
@@ -228,6 +325,7 @@ class EngineLoop(ABC):
     def _cut(self, n_kept: int) -> None:
         """Forget what follows; whoever was writing it begins again."""
         self._trim(n_kept)
+        self._ahead = []
         self._sequence = self._sequence[:n_kept]
         self._n_filled = self._n_reusable = n_kept
 

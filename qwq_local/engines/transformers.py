@@ -193,9 +193,9 @@ class _WarperSampler:
         self._seen = seen
         self._chain = make_chain(sampling, n_prompt=len(seen))
 
-    def draw(self) -> int:
+    def draw(self, row: int = -1) -> int:
         torch = self._engine._torch
-        logits = self._engine._logits[-1:].float().cpu()
+        logits = self._engine._logits[row].float().cpu()[None]
         scores = self._chain(torch.tensor([self._seen]), logits)
         if self._greedy:
             token_id = int(scores[0].argmax())

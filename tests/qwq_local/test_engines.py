@@ -53,7 +53,7 @@ def test_greedy_ids_are_those_of_transformers(gguf_qwq: QwQ) -> None:
     expected = output[0, len(ids) :].tolist()
     assert len(expected) == n_tokens
     ours = logits(gguf_qwq, ids + expected)[len(ids) - 1 : -1]
-    assert root_mean_square(ours - theirs) < 0.01 * theirs.std()
+    assert root_mean_square(ours - theirs) < 0.03 * theirs.std()
     second, first = np.sort(theirs, axis=1)[:, -2:].T
     clear = first - second > 0.05 * theirs.std()
     assert clear.sum() > n_tokens // 2
