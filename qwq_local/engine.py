@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 KvType = Literal["f16", "q8_0"]
 Speculation = Literal["off", "exact", "close"]
+MOST_PARALLEL = 64
 OnProgress = Callable[[int, int], None]
 """Told how much of how much is done."""
 
@@ -58,6 +59,10 @@ class EngineSettings:
             raise UsageError(
                 f"speculation: {self.speculation!r} is unknown; use one of "
                 f"{', '.join(get_args(Speculation))}"
+            )
+        if not 1 <= self.parallel <= MOST_PARALLEL:
+            raise UsageError(
+                f"parallel: {self.parallel} replies at once cannot be; choose 1 to {MOST_PARALLEL}"
             )
 
 

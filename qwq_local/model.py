@@ -216,9 +216,13 @@ def _load_gguf(
     header = read_header(path)
     description = describe_gguf(path, header)
     if isolated:
-        from qwq_local.engines.isolated import IsolatedEngine
+        from qwq_local.engines.parallel import isolate
 
-        return IsolatedEngine(path, settings, on_progress=on_progress), description
+        return isolate(path, settings, on_progress=on_progress), description
+    if settings.parallel > 1:
+        from qwq_local.engines.batched import BatchedEngine
+
+        return BatchedEngine(path, header, settings, on_progress=on_progress), description
     from qwq_local.engines.gguf import GgufEngine
 
     return GgufEngine(path, header, settings, on_progress=on_progress), description

@@ -116,6 +116,10 @@ class RemoteModel:
             body["repetition_penalty"] = sampling.repetition_penalty
         if sampling.presence_penalty != 0:
             body["presence_penalty"] = sampling.presence_penalty
+        if sampling.frequency_penalty != 0:
+            body["frequency_penalty"] = sampling.frequency_penalty
+        if sampling.logit_bias:
+            body["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
         if turn.tools:
             body["tools"] = list(turn.tools)
         if limits.max_tokens is not None:

@@ -1,6 +1,5 @@
 """Which tokens may follow: the numbers of the sampler chain, and where their defaults come from."""
 
-import dataclasses
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +8,18 @@ from typing import Any
 from convert.errors import QwqError, UsageError
 
 MAX_SEED = 2**32 - 2  # one below llama.cpp's mark for "any seed"
+MAX_BIAS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The sampler chain: penalties, then temperature, top_k, top_p, min_p, then one draw.
+    """The sampler chain: biases, penalties, then temperature, top_k, top_p, min_p, then one draw.
 
     That is transformers' order, in which QwQ's numbers were chosen. temperature 0 is greedy;
-    top_k 0, top_p 1, min_p 0, repetition_penalty 1 and presence_penalty 0 switch a step off.
-    repetition_penalty looks at the prompt and the reply, presence_penalty at the reply alone.
+    top_k 0, top_p 1, min_p 0, repetition_penalty 1 and other penalties 0 switch a step off.
+    repetition_penalty looks at the prompt and the reply, the others at the reply alone:
+    presence_penalty is taken off the logit of each id in it once, frequency_penalty each time.
+    logit_bias: pairs of an id and what is added to its logit.
     Defaults: QwQ-32B's generation_config.json. Raises UsageError for a number out of range.
     """
 
@@ -27,13 +29,32 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
+        pairs = tuple((token_id, bias) for token_id, bias in self.logit_bias)
+        object.__setattr__(self, "logit_bias", pairs)  # from JSON it comes as lists
+        for token_id, bias in pairs:
+            if token_id < 0 or not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise UsageError(
+                    f"logit_bias: {bias} for id {token_id} is out of range; choose ids from 0 on "
+                    f"and values from {-MAX_BIAS} to {MAX_BIAS}"
+                )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(
                     f"{name}: {value} is out of range; choose a value from {low:g} to {high:g}"
+                )
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises UsageError where an id is biased that a model does not have."""
+        for token_id, _ in self.logit_bias:
+            if token_id >= vocab_size:
+                raise UsageError(
+                    f"logit_bias: there is no id {token_id}, for the model has {vocab_size:,}; "
+                    "choose one below"
                 )
 
     @property
@@ -57,6 +78,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_p": (0.0, 1.0),
     "repetition_penalty": (0.01, 10.0),
     "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
 }
 
 _GGUF_KEYS = {
@@ -75,7 +97,7 @@ def sampling_of_gguf(metadata: Mapping[str, Any]) -> Sampling:
 
 def sampling_of_generation_config(config: Mapping[str, Any]) -> Sampling:
     """The defaults of a checkpoint's generation_config.json; QwQ's for each key it lacks."""
-    return _from_table({field.name: config.get(field.name) for field in _FIELDS})
+    return _from_table({name: config.get(name) for name in _RANGES})
 
 
 def _from_table(values: Mapping[str, Any]) -> Sampling:
@@ -89,6 +111,3 @@ def _from_table(values: Mapping[str, Any]) -> Sampling:
             # a GGUF holds float32: 0.6 comes back as 0.6000000238, and is meant as 0.6
             known[name] = float(f"{value:.6g}")
     return Sampling(**known)
-
-
-_FIELDS = dataclasses.fields(Sampling)

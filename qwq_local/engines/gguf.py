@@ -362,13 +362,18 @@ def make_chain(
 ) -> Any:
     """llama.cpp's samplers in transformers' order, the draw last; to be freed by the caller.
 
-    n_window: how many ids the penalties remember.
+    n_window: how many ids the penalties remember. Raises UsageError for a biased id that there is
+    not.
     """
+    sampling.check_ids(vocab_size)
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
 
     def add(sampler: Any) -> None:
         llama.llama_sampler_chain_add(chain, sampler)
 
+    if sampling.logit_bias:
+        biases = (llama.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+        add(llama.llama_sampler_init_logit_bias(vocab_size, len(biases), biases))
     if sampling.repetition_penalty != 1:
         repetition = llama.llama_sampler_init_penalties(
             vocab_size, n_window, sampling.repetition_penalty, 0.0, 0.0
@@ -376,10 +381,10 @@ def make_chain(
         for token_id in prompt:
             llama.llama_sampler_accept(repetition, token_id)
         add(repetition)
-    if sampling.presence_penalty != 0:
+    if sampling.presence_penalty != 0 or sampling.frequency_penalty != 0:
         add(
             llama.llama_sampler_init_penalties(
-                vocab_size, n_window, 1.0, 0.0, sampling.presence_penalty
+                vocab_size, n_window, 1.0, sampling.frequency_penalty, sampling.presence_penalty
             )
         )
     if sampling.greedy:

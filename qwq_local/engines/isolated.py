@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from qwq_local.engine import EngineSettings, Generation, Intervention, OnProgres
 from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
 
+if TYPE_CHECKING:
+    from qwq_local.engines.gguf import GgufEngine
+
 
 class IsolatedEngine:
     """Hands every call to a GgufEngine in a child process, one at a time.
@@ -27,6 +30,8 @@ class IsolatedEngine:
     Where that process dies, the call that found it dead raises EngineError, and the next one
     starts another; nothing of a conversation is lost with it, for it holds only the kv_cache.
     """
+
+    entry = "qwq_local.engines.isolated:serve"
 
     def __init__(
         self, path: Path, settings: EngineSettings, *, on_progress: OnProgress | None = None
@@ -161,7 +166,7 @@ class IsolatedEngine:
         return message
 
     def _start(self, on_progress: OnProgress | None) -> Any:
-        child = Child("qwq_local.engines.isolated:serve")
+        child = Child(self.entry)
         self._child, self._n_unread = child, 0
         done = False
         try:
@@ -193,9 +198,7 @@ class IsolatedEngine:
         except KeyboardInterrupt:
             self._n_unread += 1
             raise
-        if isinstance(message.value, dict) and "error" in message.value:
-            kind, text = message.value["error"]
-            raise getattr(errors, kind)(text)
+        raise_error(message)
         return message
 
     def _forget(self) -> None:
@@ -208,12 +211,19 @@ def serve(channel: Channel) -> None:
     """The life of the process: a file and settings in, then calls in and their results out."""
     from qwq_local.engines.gguf import GgufEngine
 
+    calls = open_engine(channel, GgufEngine)
+    while calls is not None:
+        channel.send(*calls.answer(channel.receive()))
+
+
+def open_engine(channel: Channel, make: type["GgufEngine"]) -> "Calls | None":
+    """Take a file and settings, and tell of the engine or of what went wrong."""
     path, settings, log_level = channel.receive().value
     logging.basicConfig(format="%(message)s", level=log_level)
     _volunteer_to_die_first()
     path = Path(path)
     try:
-        engine = GgufEngine(
+        engine = make(
             path,
             read_header(path),
             EngineSettings(**settings),
@@ -221,84 +231,92 @@ def serve(channel: Channel) -> None:
         )
     except QwqError as error:
         channel.send(_error(error))
-        return
+        return None
     about = {
         "vocab_size": engine.vocab_size,
         "control_tokens": engine.control_tokens,
         "rope_plan": dataclasses.asdict(engine.rope_plan),
     }
     channel.send(about)
-    calls = _Calls(engine)
-    while True:
-        request = channel.receive()
-        name, *arguments = request.value
-        calls.data = request.data
-        try:
-            value, data = getattr(calls, name)(*arguments)
-        except QwqError as error:
-            value, data = _error(error), b""
-        channel.send(value, data)
+    return Calls(engine)
 
 
-class _Calls:
-    """What can be called; each gives a value and bytes. data: the bytes beside the arguments."""
+class Calls:
+    """What can be called, from several threads; each gives a value and bytes.
+
+    The bytes beside a call are its last argument.
+    """
 
     def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self.data = b""
-        self._streams: dict[int, Any] = {}
+        self.engine = engine
+        self._streams: dict[int, tuple[Any, threading.Lock]] = {}
         self._numbers = itertools.count()
 
+    def answer(self, request: Message) -> tuple[Any, bytes]:
+        """Do what is asked for by name."""
+        name, *arguments = request.value
+        if request.data:
+            arguments.append(request.data)
+        try:
+            value, data = getattr(self, name)(*arguments)
+        except QwqError as error:
+            value, data = _error(error), b""
+        return value, data
+
     def tokenize(self, text: str, parse_special: bool) -> tuple[Any, bytes]:
-        return self._engine.tokenize(text, parse_special=parse_special), b""
+        return self.engine.tokenize(text, parse_special=parse_special), b""
 
     def token_bytes(self, token_id: int) -> tuple[Any, bytes]:
-        return None, self._engine.token_bytes(token_id)
+        return None, self.engine.token_bytes(token_id)
 
     def grammar(self, answer_format: Mapping[str, Any] | str) -> tuple[Any, bytes]:
-        return self._engine.grammar(answer_format), b""
+        return self.engine.grammar(answer_format), b""
 
     def speculated(self) -> tuple[Any, bytes]:
-        return self._engine.speculated, b""
+        return self.engine.speculated, b""
 
     def n_cached(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
-        return self._engine.n_cached(ids, rope=_yarn(rope)), b""
+        return self.engine.n_cached(ids, rope=_yarn(rope)), b""
 
     def export_cache(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
-        return None, self._engine.export_cache(ids, rope=_yarn(rope))
+        return None, self.engine.export_cache(ids, rope=_yarn(rope))
 
-    def import_cache(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
-        self._engine.import_cache(ids, self.data, rope=_yarn(rope))
+    def import_cache(
+        self, ids: list[int], rope: dict[str, Any] | None, state: bytes = b""
+    ) -> tuple[Any, bytes]:
+        self.engine.import_cache(ids, state, rope=_yarn(rope))
         return None, b""
 
     def open(self, name: str, arguments: list[Any]) -> tuple[Any, bytes]:
         number = next(self._numbers)
-        self._streams[number] = getattr(self, f"_{name}")(*arguments)
+        self._streams[number] = getattr(self, f"_{name}")(*arguments), threading.Lock()
         return number, b""
 
     def next(self, number: int, change: dict[str, Any] | None) -> tuple[Any, bytes]:
-        stream = self._streams[number]
+        stream, lock = self._streams[number]
         try:
-            if change is None:
-                value = next(stream)
-            else:
-                rope = _yarn(change["rope"])
-                value = stream.send(Intervention(tuple(change["ids"]), change["grammar"], rope))
+            with lock:
+                if change is None:
+                    value = next(stream)
+                else:
+                    rope = _yarn(change["rope"])
+                    value = stream.send(Intervention(tuple(change["ids"]), change["grammar"], rope))
         except StopIteration:
             return None, b""
         return (True, value.tobytes()) if isinstance(value, np.ndarray) else (value, b"")
 
     def drop(self, number: int) -> tuple[Any, bytes]:
-        stream = self._streams.pop(number)
-        stream.close()
+        stream, lock = self._streams.pop(number)
+        with lock:  # a step that nobody waits for any more
+            stream.close()
         return None, b""
 
     def _prefill(self, ids: list[int], rope: dict[str, Any] | None) -> Iterator[int]:
-        stream: Iterator[int] = self._engine.prefill(ids, rope=_yarn(rope))
+        stream: Iterator[int] = self.engine.prefill(ids, rope=_yarn(rope))
         return stream
 
     def _logits(self, ids: list[int], rope: dict[str, Any] | None) -> Iterator[NDArray[np.float32]]:
-        stream: Iterator[NDArray[np.float32]] = self._engine.logits(ids, rope=_yarn(rope))
+        stream: Iterator[NDArray[np.float32]] = self.engine.logits(ids, rope=_yarn(rope))
         return stream
 
     def _generate(
@@ -310,7 +328,7 @@ class _Calls:
         stop_ids: list[int],
         rope: dict[str, Any] | None,
     ) -> Generation:
-        generation: Generation = self._engine.generate(
+        generation: Generation = self.engine.generate(
             ids,
             sampling=Sampling(**sampling),
             seed=seed,
@@ -331,6 +349,13 @@ def _yarn(fields: dict[str, Any] | None) -> Yarn | None:
 
 def _error(error: QwqError) -> dict[str, Any]:
     return {"error": [type(error).__name__, str(error)]}
+
+
+def raise_error(message: Message) -> None:
+    """Raise here what was raised over there, if anything was."""
+    if isinstance(message.value, dict) and "error" in message.value:
+        kind, text = message.value["error"]
+        raise getattr(errors, kind)(text)
 
 
 def _log_level() -> int:

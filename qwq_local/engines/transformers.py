@@ -215,8 +215,8 @@ class _WarperSampler:
 def make_chain(sampling: Sampling, *, n_prompt: int) -> Any:
     """transformers' own processors and warpers in its order, as `generate` would build them.
 
-    Called with ids (1, n) and logits (1, vocab_size); returns logits. The presence penalty,
-    which transformers lacks, looks at the ids after the first n_prompt.
+    Called with ids (1, n) and logits (1, vocab_size); returns logits. Biases and the penalties
+    that transformers lacks are ours; they look at the ids after the first n_prompt.
     """
     import torch
     from transformers import (
@@ -228,17 +228,26 @@ def make_chain(sampling: Sampling, *, n_prompt: int) -> Any:
         TopPLogitsWarper,
     )
 
-    def presence(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        seen = torch.unique(input_ids[0, n_prompt:])
+    def bias(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        sampling.check_ids(scores.shape[1])
         scores = scores.clone()
-        scores[0, seen] -= sampling.presence_penalty
+        for token_id, value in sampling.logit_bias:
+            scores[0, token_id] += value
+        return scores
+
+    def penalize(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen, counts = torch.unique(input_ids[0, n_prompt:], return_counts=True)
+        scores = scores.clone()
+        scores[0, seen] -= sampling.presence_penalty + counts * sampling.frequency_penalty
         return scores
 
     chain: Any = LogitsProcessorList()
+    if sampling.logit_bias:
+        chain.append(bias)
     if sampling.repetition_penalty != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.presence_penalty != 0:
-        chain.append(presence)
+    if sampling.presence_penalty != 0 or sampling.frequency_penalty != 0:
+        chain.append(penalize)
     if sampling.greedy:
         return chain
     chain.append(TemperatureLogitsWarper(sampling.temperature))

@@ -1,4 +1,4 @@
-"""One thread that owns the model and makes the replies, one after the other, fairly."""
+"""The threads that make the replies: as many at once as the engine decodes together, fairly."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from qwq_local.reply import Event
 
 State = Literal["loading", "ready", "down", "closed"]
 Ask = Callable[[QwQ, OnProgress], Stream]
-"""How a reply is begun, in the engine's thread."""
+"""How a reply is begun, in a thread of the engine's."""
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +23,7 @@ class QueueFullError(Exception):
 
 
 class Job:
-    """One reply that was asked for: read in asyncio's thread, made in the engine's."""
+    """One reply that was asked for: read in asyncio's thread, made in one of the engine's."""
 
     def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> None:
         self._ask = ask
@@ -78,7 +78,7 @@ class Job:
         return self._cancelled
 
     def run(self, qwq: QwQ) -> Done | None:
-        """Make the reply, in the engine's thread. Raises EngineError where the engine died."""
+        """Make the reply, in a thread of the engine's. Raises EngineError where the engine died."""
         try:
             stream = self._ask(qwq, self._note_progress)
             with self._lock:
@@ -119,8 +119,9 @@ class Job:
 class EngineRoom:
     """Opens the model, makes replies until closed, and restarts an engine that died.
 
-    Clients whose requests wait take turns. n_waiting: how many may wait at most. on_done: told of
-    each whole reply. on_failure: told why the model could not be opened.
+    Clients whose requests wait take turns. n_waiting: how many may wait at most. n_parallel: how
+    many replies are made at once, each in a thread of its own. on_done: told of each whole reply.
+    on_failure: told why the model could not be opened.
     """
 
     def __init__(
@@ -128,18 +129,20 @@ class EngineRoom:
         open_model: Callable[[], QwQ],
         *,
         n_waiting: int = 32,
+        n_parallel: int = 1,
         on_done: Callable[[Done], None] | None = None,
         on_failure: Callable[[QwqError], None] | None = None,
     ) -> None:
         self._open_model = open_model
         self._most_waiting = n_waiting
+        self._n_parallel = n_parallel
         self._on_done = on_done
         self._on_failure = on_failure
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
         self._changed = threading.Condition()
-        self._running: Job | None = None
+        self._running: set[Job] = set()
         self._qwq: QwQ | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self.state: State = "loading"
 
     @property
@@ -149,12 +152,14 @@ class EngineRoom:
 
     @property
     def n_running(self) -> int:
-        return int(self._running is not None)
+        return len(self._running)
 
     def start(self) -> None:
         """Begin to load the model."""
-        self._thread = threading.Thread(target=self._work, name="qwq-engine", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, name="qwq-engine", daemon=True)
+        with self._changed:
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+            thread.start()
 
     def submit(self, ask: Ask, client: str) -> Job:
         """Queue a reply. Call it from asyncio's thread. Raises QueueFullError, EngineError."""
@@ -172,11 +177,11 @@ class EngineRoom:
         """Cancel what runs and what waits, and free the model."""
         with self._changed:
             self.state = "closed"
-            if self._running is not None:
-                self._running.cancel()
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+            for job in self._running:
+                job.cancel()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
         if self._qwq is not None:
             self._qwq.close()
 
@@ -184,11 +189,14 @@ class EngineRoom:
         return sum(not job.cancelled for jobs in self._waiting.values() for job in jobs)
 
     def _work(self) -> None:
+        job: Job | None = None
         try:
             if self._qwq is None:
                 self._qwq = self._open_model()
                 self._become("ready")
-            while (job := self._next()) is not None:
+                for _ in range(1, self._n_parallel):
+                    self.start()
+            while (job := self._next(job)) is not None:
                 self._make(job, self._qwq)
         except QwqError as error:
             _log.error("the model cannot be opened: %s", error)
@@ -196,16 +204,17 @@ class EngineRoom:
                 self._on_failure(error)
             self._become("closed")
         finally:
-            self._end_thread()
+            self._end_thread(job)
 
     def _make(self, job: Job, qwq: QwQ) -> None:
         try:
             done = job.run(qwq)
         except EngineError as error:
             _log.error("the engine died: %s", error)
-            self._become("down")
+            was_ready = self._become("down") == "ready"
             job.fail(error)
-            self._revive(qwq)
+            if was_ready:  # else another thread sees to it
+                self._revive(qwq)
             return
         if done is not None and self._on_done is not None:
             self._on_done(done)
@@ -219,10 +228,10 @@ class EngineRoom:
         else:
             self._become("ready")
 
-    def _next(self) -> Job | None:
+    def _next(self, last: Job | None) -> Job | None:
         """The job whose client waited longest for a turn; None when there will be no more."""
         with self._changed:
-            self._running = None
+            self._running -= {last}
             while True:
                 while not self._waiting and self.state != "closed":
                     self._changed.wait()
@@ -233,18 +242,21 @@ class EngineRoom:
                 if jobs:
                     self._waiting[client] = jobs  # at the end of the line
                 if not job.cancelled:
-                    self._running = job
+                    self._running.add(job)
                     return job
 
-    def _become(self, state: State) -> None:
+    def _become(self, state: State) -> State:
+        """The state before."""
         with self._changed:
-            if self.state != "closed":
+            before = self.state
+            if before != "closed":
                 self.state = state
+        return before
 
-    def _end_thread(self) -> None:
+    def _end_thread(self, job: Job | None) -> None:
         """Leave nobody waiting; after a bug of ours in one reply, go on with the next."""
         with self._changed:
-            job, self._running = self._running, None
+            self._running -= {job}
             if job is not None and not job.ended:
                 job.fail(EngineError("server: an error of its own ended the reply; see its log"))
             if self.state == "closed":

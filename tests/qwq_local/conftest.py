@@ -36,6 +36,12 @@ def isolated_qwq(bf16_gguf: Path) -> Iterator[QwQ]:
 
 
 @pytest.fixture(scope="session")
+def parallel_qwq(bf16_gguf: Path) -> Iterator[QwQ]:
+    with QwQ.open(bf16_gguf, context=2048, threads=1, parallel=4) as qwq:
+        yield qwq
+
+
+@pytest.fixture(scope="session")
 def folder_qwq() -> Iterator[QwQ]:
     with QwQ.open(NANO, context=2048, threads=1) as qwq:
         yield qwq
@@ -57,7 +63,7 @@ def gptq_qwq(gptq_folder: Path) -> Iterator[QwQ]:
         yield qwq
 
 
-@pytest.fixture(params=["gguf_qwq", "isolated_qwq", "folder_qwq", "gptq_qwq"])
+@pytest.fixture(params=["gguf_qwq", "isolated_qwq", "parallel_qwq", "folder_qwq", "gptq_qwq"])
 def qwq(request: pytest.FixtureRequest) -> QwQ:
     """Each engine in turn: what holds for one holds for all."""
     model: QwQ = request.getfixturevalue(request.param)

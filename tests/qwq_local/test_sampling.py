@@ -10,6 +10,7 @@ from llama_cpp import llama_cpp as llama
 from numpy.typing import NDArray
 
 from convert.errors import QwqError, UsageError
+from qwq_local import QwQ
 from qwq_local.engines import gguf, transformers
 from qwq_local.sampling import Sampling, sampling_of_generation_config, sampling_of_gguf
 
@@ -24,6 +25,8 @@ SETTINGS = [
     Sampling(temperature=2.0, top_k=1),
     Sampling(repetition_penalty=1.3),
     Sampling(temperature=1.2, top_k=0, top_p=1.0, repetition_penalty=1.1, presence_penalty=1.5),
+    Sampling(temperature=1.2, top_k=0, top_p=1.0, presence_penalty=-0.5, frequency_penalty=0.7),
+    Sampling(top_k=0, frequency_penalty=-1.0, logit_bias=((5, 4.0), (7, -100.0), (9, 1.5))),
 ]
 
 
@@ -64,7 +67,7 @@ def test_the_distribution_is_that_of_transformers_warpers(sampling: Sampling) ->
     rng = np.random.default_rng(0)
     for scale in np.linspace(0.5, 8.0, 40):
         logits = rng.normal(0.0, scale, VOCAB_SIZE).astype(np.float32)
-        reply = [int(i) for i in rng.integers(0, VOCAB_SIZE, 20)]
+        reply = [int(i) for i in rng.integers(0, VOCAB_SIZE, 20)] + [5, 5, 7, 5]
         ours = llama_probabilities(sampling, logits, reply)
         theirs = transformers_probabilities(sampling, logits, reply)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -133,12 +136,26 @@ def test_defaults_come_from_the_files() -> None:
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
         {"presence_penalty": 3.0},
+        {"frequency_penalty": -2.1},
+        {"logit_bias": [[3, 101.0]]},
+        {"logit_bias": [[-1, 1.0]]},
     ],
     ids=str,
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"^{next(iter(wrong))}: .* out of range; choose"):
         Sampling(**wrong)
+
+
+def test_an_id_that_there_is_not_cannot_be_biased(gguf_qwq: QwQ) -> None:
+    """Would catch a write past the logits."""
+    sampling = Sampling(logit_bias=((gguf_qwq.engine.vocab_size, 1.0),))
+    with pytest.raises(UsageError, match=r"^logit_bias: there is no id .*; choose one below"):
+        gguf_qwq.ask("Hi", sampling=sampling, max_tokens=1)
+    with pytest.raises(UsageError, match="there is no id 8"):
+        transformers.make_chain(Sampling(logit_bias=((8, 1.0),)), n_prompt=0)(
+            torch.zeros((1, 0), dtype=torch.int64), torch.zeros((1, 8))
+        )
 
 
 def test_a_file_with_a_text_for_a_number_is_refused() -> None:

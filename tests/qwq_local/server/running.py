@@ -34,6 +34,7 @@ class Running:
     port: int
     room: EngineRoom
     clients: contextlib.ExitStack  # they are closed with the server
+    server: uvicorn.Server
 
     @property
     def url(self) -> str:
@@ -46,6 +47,10 @@ class Running:
 
     def keep(self, client: Any) -> Any:
         return self.clients.enter_context(client)
+
+    def stop(self) -> None:
+        """Begin to end, as Ctrl-C does."""
+        self.server.should_exit = True
 
     def wait(self, condition: Callable[[], bool]) -> None:
         for _ in range(2000):
@@ -78,10 +83,12 @@ def running(
     access: Access | None = None,
     reasoning: ReasoningForm = "separate",
     n_waiting: int = 8,
+    n_parallel: int = 1,
+    grace_s: int = 1,
     until_ready: bool = True,
 ) -> Iterator[Running]:
     metrics = Metrics()
-    room = EngineRoom(open_model, n_waiting=n_waiting, on_done=metrics.add)
+    room = EngineRoom(open_model, n_waiting=n_waiting, n_parallel=n_parallel, on_done=metrics.add)
     settings = ServerSettings("nano-qwq", access or Access(), reasoning)
     config = uvicorn.Config(
         create_app(room, settings, metrics),
@@ -89,7 +96,7 @@ def running(
         loop="asyncio",
         http="h11",
         ws="none",
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=grace_s,
     )
     server = uvicorn.Server(config)
     with (
@@ -97,7 +104,7 @@ def running(
         Listening(port=0).bind() as listener,
         OneThread(server, listener),
     ):
-        found = Running(listener.getsockname()[1], room, clients)
+        found = Running(listener.getsockname()[1], room, clients, server)
         if until_ready:
             found.wait(lambda: room.state != "loading")
         yield found

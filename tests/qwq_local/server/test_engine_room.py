@@ -108,6 +108,26 @@ def test_one_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
             assert answer(first)[0] == answer(second)[0] == 200
 
 
+def test_so_many_replies_are_made_at_once() -> None:
+    """And no more: the next one waits, and one more than the queue holds is sent away."""
+    engine = Held(*[THOUGHT] * 3)
+    with (
+        running(lambda: fake_qwq(engine=engine), n_waiting=1, n_parallel=2) as server,
+        asking(server) as first,
+        asking(server, stream=True) as second,
+    ):
+        server.wait(lambda: server.room.n_running == 2)
+        with asking(server) as third:
+            server.wait(lambda: server.room.n_waiting == 1)
+            with asking(server) as fourth:
+                assert answer(fourth)[1]["error"]["code"] == "queue_full"
+            second.close()
+            server.wait(lambda: engine.n_ended == 1)  # the third has its place
+            server.wait(lambda: (server.room.n_running, server.room.n_waiting) == (2, 0))
+            engine.go.set()
+            assert answer(first)[0] == answer(third)[0] == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place(*, stream: bool) -> None:
     """While its reply is made, and while it waits."""
@@ -151,6 +171,60 @@ def test_clients_take_turns() -> None:
 
     asyncio.run(ask_all())
     assert order == ["a1", "b1", "a2", "b2", "a3"]
+
+
+def test_clients_take_turns_at_every_place() -> None:
+    """One client's many requests leave no place without a turn for another's."""
+    engine = Held(*[THOUGHT] * 9)
+    order: list[str] = []
+
+    async def ask_all() -> None:
+        room = EngineRoom(lambda: fake_qwq(engine=engine), n_parallel=2)
+        jobs = []
+        for name in ("a1", "a2", "a3", "a4", "b1"):
+
+            def ask(qwq: QwQ, _: object, name: str = name) -> Any:
+                order.append(name)
+                return qwq.reply(QUESTION)
+
+            jobs.append(room.submit(ask, name[0]))
+        room.start()
+        while len(order) < 2:
+            await asyncio.sleep(0.01)
+        engine.go.set()
+        for job in jobs:
+            while not job.ended:
+                await job.next()
+        await asyncio.to_thread(room.close)
+
+    asyncio.run(ask_all())
+    assert set(order[:2]) == {"a1", "b1"}
+
+
+def test_an_engine_that_died_under_two_replies_starts_once() -> None:
+    """Both are told, and the server goes on."""
+    both = threading.Barrier(2)
+    revived: list[str] = []
+
+    class Dying(FakeEngine):
+        def generate(self, ids: Sequence[int], **options: Any) -> Generation:
+            if len(self.prompts) < 2:
+                self.prompts.append(list(ids))
+                both.wait(30)
+                raise EngineError("process 1: it died; ask again")
+            revived.append(bytes(i for i in ids if i < 256).decode())
+            yield from super().generate(ids, **options)
+
+    with (
+        running(lambda: fake_qwq(engine=Dying(*[THOUGHT] * 4)), n_parallel=2) as server,
+        asking(server) as first,
+        asking(server) as second,
+    ):
+        assert [answer(one)[1]["error"]["code"] for one in (first, second)] == ["engine_died"] * 2
+        server.wait(lambda: server.room.state == "ready")
+        with asking(server) as third:
+            assert answer(third)[0] == 200
+    assert 1 <= sum("user\nHi" in prompt for prompt in revived) <= 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -258,6 +332,23 @@ def test_the_end_cancels_what_is_being_made() -> None:
     assert engine.n_ended == 1
     with contextlib.suppress(openai.APIError):
         list(stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_end_lets_a_reply_that_is_nearly_done_finish(*, stream: bool) -> None:
+    engine = Held(THOUGHT)
+    with (
+        running(lambda: fake_qwq(engine=engine), grace_s=30) as server,
+        asking(server, stream=stream) as request,
+    ):
+        server.wait(lambda: server.room.n_running == 1)
+        server.stop()
+        with contextlib.suppress(OSError):  # until nobody is let in any more
+            while get(server, "/health"):
+                continue
+        engine.go.set()
+        text = request.getresponse().read()
+    assert text.endswith(b"[DONE]\n\n") if stream else b"9.9 is larger." in text
 
 
 def test_a_long_wait_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
