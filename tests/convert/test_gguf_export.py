@@ -162,7 +162,7 @@ def test_existing_output(tmp_path: Path, synthetic: Path) -> None:
 def test_a_second_run_leaves_the_first_alone(tmp_path: Path, synthetic: Path) -> None:
     """Catches two runs in one partial file, the second even told to begin anew."""
     path = tmp_path / "out.gguf"
-    refused = []
+    refused: list[bool] = []
 
     def run_again(_done: int, _total: int) -> None:
         with pytest.raises(OutputBusyError):
