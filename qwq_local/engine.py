@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KvType = Literal["f16", "q8_0"]
+KvChoice = Literal["auto", "f16", "q8_0"]
 Speculation = Literal["off", "exact", "close"]
 MOST_PARALLEL = 64
 OnProgress = Callable[[int, int], None]
@@ -40,16 +41,17 @@ class EngineSettings:
 
     context: tokens for prompt and reply; None chooses by the model and the free memory.
     threads: None chooses by the cores and the model's size. kv_type: what a GGUF file's kv_cache
-    is stored in. parallel: how many replies of a GGUF file are decoded together, each with a
-    context of its own. speculation: whether ids of a GGUF file's replies are proposed and read in
-    batches: "exact" only where that was found to compute the same bits, "close" wherever it pays.
-    draft: the GGUF file of a smaller model to propose them; None takes them from the context.
+    is stored in; "auto" is f16, or q8_0 where f16 does not fit. parallel: how many replies of a
+    GGUF file are decoded together, each with a context of its own. speculation: whether ids of a
+    GGUF file's replies are proposed and read in batches: "exact" only where that was found to
+    compute the same bits, "close" wherever it pays. draft: the GGUF file of a smaller model to
+    propose them; None takes them from the context.
     """
 
     context: int | None = None
     threads: int | None = None
     rope: RopeMode = "auto"
-    kv_type: KvType = "f16"
+    kv_type: KvChoice = "auto"
     parallel: int = 1
     speculation: Speculation = "exact"
     draft: str | None = None
@@ -67,7 +69,8 @@ class EngineSettings:
 
 
 Generation = Generator[int, Intervention | None, None]
-"""Sampled ids; what is sent in takes effect before the next one."""
+"""Sampled ids, ScoredIds where sampling.top_logprobs is set; what is sent in takes effect before
+the next one."""
 
 
 class Engine(Protocol):

@@ -35,6 +35,18 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token of the reply was, in nats, and which ones were likeliest; where
+    Sampling.top_logprobs asks for it. in_thought: whether it is part of the thought.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+    in_thought: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something that the reader of a reply should know; kind is for programs, text for people."""
 
@@ -87,7 +99,7 @@ class Done:
     timings: Timings
 
 
-Event = Reasoning | Answer | ToolCall | Notice | Done
+Event = Reasoning | Answer | ToolCall | TokenLogprob | Notice | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,7 @@ class Reply:
     finish_reason: str
     usage: Usage
     timings: Timings
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def collect(events: Iterable[Event]) -> Reply:
@@ -109,6 +122,7 @@ def collect(events: Iterable[Event]) -> Reply:
     answer: list[str] = []
     calls: list[ToolCall] = []
     notices: list[Notice] = []
+    logprobs: list[TokenLogprob] = []
     done = None
     for event in events:
         match event:
@@ -120,6 +134,8 @@ def collect(events: Iterable[Event]) -> Reply:
                 calls.append(event)
             case Notice():
                 notices.append(event)
+            case TokenLogprob():
+                logprobs.append(event)
             case Done():
                 done = event
     assert done is not None, "a stream of events ends with Done"
@@ -131,6 +147,7 @@ def collect(events: Iterable[Event]) -> Reply:
         done.finish_reason,
         done.usage,
         done.timings,
+        tuple(logprobs),
     )
 
 

@@ -13,9 +13,11 @@ from qwq_local.reply import (
     ReplySplitter,
     StopFilter,
     Timings,
+    TokenLogprob,
     Usage,
 )
 from qwq_local.rope import RopePlan, Yarn
+from qwq_local.scored import ScoredId
 from qwq_local.stream import Control
 from qwq_local.turn import Limits, Turn
 
@@ -66,6 +68,7 @@ class _LocalReply:
         self._rope = request.rope
         self._n_sampled = 0
         self._n_reasoning = 0
+        self._answers = False
         self._finish_reason = "length"
         self._started = self._first = self._last = 0.0
 
@@ -136,6 +139,8 @@ class _LocalReply:
                     self._finish_reason = "stop"
                     return
                 piece = self._engine.token_bytes(token_id)
+                if isinstance(token_id, ScoredId):
+                    yield from self._tell(token_id, piece)
                 self._loops = self._limits.break_loops and self._detector.add(token_id, piece)
                 yield from self._feed(piece)
                 if self._stop.stopped:
@@ -148,6 +153,13 @@ class _LocalReply:
                 change = yield from self._intervene()
         finally:
             generation.close()
+
+    def _tell(self, token_id: ScoredId, piece: bytes) -> Iterator[Event]:
+        """How likely a token was, but for the newlines between thought and answer."""
+        in_thought = self._splitter.in_thought
+        self._answers = not in_thought and (self._answers or bool(piece.strip(b"\n")))
+        if in_thought or self._answers:
+            yield logprob_of(self._engine, token_id, piece, in_thought=in_thought)
 
     def _note(self, token_id: int) -> None:
         self._last = time.perf_counter()
@@ -206,6 +218,14 @@ class _LocalReply:
         self._n_reasoning += len(ids) if self._splitter.in_thought else 0
         yield from self._feed(text.encode())
         return ids
+
+
+def logprob_of(
+    engine: Engine, token_id: ScoredId, piece: bytes, *, in_thought: bool
+) -> TokenLogprob:
+    """What is told of an id, its bytes being `piece`."""
+    top = tuple((engine.token_bytes(i), logprob) for i, logprob in token_id.top)
+    return TokenLogprob(piece, token_id.logprob, top, in_thought)
 
 
 def rope_notice(plan: RopePlan) -> Notice:

@@ -9,6 +9,7 @@ from convert.errors import QwqError, UsageError
 
 MAX_SEED = 2**32 - 2  # one below llama.cpp's mark for "any seed"
 MAX_BIAS = 100
+MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class Sampling:
     top_k 0, top_p 1, min_p 0, repetition_penalty 1 and other penalties 0 switch a step off.
     repetition_penalty looks at the prompt and the reply, the others at the reply alone:
     presence_penalty is taken off the logit of each id in it once, frequency_penalty each time.
-    logit_bias: pairs of an id and what is added to its logit.
+    logit_bias: pairs of an id and what is added to its logit. top_logprobs: how many of the
+    likeliest ids are told with each id that is drawn, and its own logprob; None tells nothing.
     Defaults: QwQ-32B's generation_config.json. Raises UsageError for a number out of range.
     """
 
@@ -31,6 +33,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         pairs = tuple((token_id, bias) for token_id, bias in self.logit_bias)
@@ -41,6 +44,11 @@ class Sampling:
                     f"logit_bias: {bias} for id {token_id} is out of range; choose ids from 0 on "
                     f"and values from {-MAX_BIAS} to {MAX_BIAS}"
                 )
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise UsageError(
+                f"top_logprobs: {self.top_logprobs} is out of range; choose a number from 0 to "
+                f"{MAX_TOP_LOGPROBS}"
+            )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:

@@ -19,6 +19,7 @@ from qwq_local.child import Channel, Child, Message
 from qwq_local.engine import EngineSettings, Generation, Intervention, OnProgress
 from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
+from qwq_local.scored import ScoredId, pack, unpack
 
 if TYPE_CHECKING:
     from qwq_local.engines.gguf import GgufEngine
@@ -98,7 +99,8 @@ class IsolatedEngine:
         try:
             message = next(stream, None)
             while message is not None:
-                change = yield message.value
+                scored = unpack(message.value, message.data) if message.data else message.value
+                change = yield scored
                 try:
                     message = stream.send(change)
                 except StopIteration:
@@ -303,7 +305,9 @@ class Calls:
                     value = stream.send(Intervention(tuple(change["ids"]), change["grammar"], rope))
         except StopIteration:
             return None, b""
-        return (True, value.tobytes()) if isinstance(value, np.ndarray) else (value, b"")
+        if isinstance(value, np.ndarray):
+            return True, value.tobytes()
+        return value, pack(value) if isinstance(value, ScoredId) else b""
 
     def drop(self, number: int) -> tuple[Any, bytes]:
         stream, lock = self._streams.pop(number)

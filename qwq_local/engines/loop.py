@@ -17,6 +17,7 @@ from qwq_local.engines.speculation import KV_UNIT, Drafting, Speculator
 from qwq_local.engines.stash import Stash, Stashed
 from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
+from qwq_local.scored import score
 
 PREFILL_BATCH = 512
 REUSE_UNIT = 64
@@ -57,6 +58,7 @@ class EngineLoop(ABC):
         self.vocab_size = vocab_size
         self.rope_plan = rope_plan
         self.n_logits_rows = n_logits_rows(vocab_size)
+        self.prefill_batch = PREFILL_BATCH
         self.stash = Stash(psutil.virtual_memory().available // _STASH_PART)
         self._lock = threading.Lock()
         self._rope = rope_plan.rope_for(1)
@@ -153,12 +155,17 @@ class EngineLoop(ABC):
         assert len(ids) + max_tokens <= self.rope_plan.context_length
         sequence = list(ids)
         end = len(ids) + max_tokens
-        drafting = None if self.speculator is None else self.speculator.begin()
+        n_top = sampling.top_logprobs
+        drafting = None
+        if self.speculator is not None and n_top is None:
+            drafting = self.speculator.begin()
         with self._sampler(sampling, seed, ids) as sampler:
             while len(sequence) < end:
                 with self._lock:
                     self._hold(sequence, rope, drafting)
                     token_id = sampler.draw(self._row)
+                    if n_top is not None:
+                        token_id = score(token_id, self._read_logits(1)[0], n_top)
                 sequence.append(token_id)
                 if drafting is not None:
                     drafting.drew(token_id)
@@ -215,7 +222,7 @@ class EngineLoop(ABC):
                 self._trim(self._n_filled)
                 self._ahead = []
             stop = _whole_units(len(sequence) - 1)
-            if stop - self._n_filled > PREFILL_BATCH:
+            if stop - self._n_filled > self.prefill_batch:
                 self._prefill_step(stop)
                 return []
             self._hold(sequence, rope)
@@ -244,8 +251,8 @@ class EngineLoop(ABC):
         if drafting is not None and self._n_filled == len(sequence) - 1:
             self._read_last(sequence, rope, drafting)
             return
-        for start in range(self._n_filled, len(sequence), PREFILL_BATCH):
-            chunk = sequence[start : start + PREFILL_BATCH]
+        for start in range(self._n_filled, len(sequence), self.prefill_batch):
+            chunk = sequence[start : start + self.prefill_batch]
             self._feed(chunk, all_logits=False)
             self._n_filled += len(chunk)
             self._row = -1
@@ -342,7 +349,7 @@ class EngineLoop(ABC):
             self._prefill_step(stop)
 
     def _prefill_step(self, stop: int) -> None:
-        end = min(self._n_filled + PREFILL_BATCH, stop)
+        end = min(self._n_filled + self.prefill_batch, stop)
         self._feed(self._sequence[self._n_filled : end], all_logits=False)
         self._n_filled = self._n_reusable = end
 

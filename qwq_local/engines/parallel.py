@@ -52,8 +52,7 @@ class ParallelEngine(IsolatedEngine):
     ) -> Message:
         box: _Box = queue.SimpleQueue()
         with self._lock:
-            if self._closed:
-                raise self._closed_error()
+            self._check_open()
             if self._child is None:
                 self._start(None)
             child, boxes = self._child, self._boxes
@@ -72,12 +71,14 @@ class ParallelEngine(IsolatedEngine):
         finally:
             boxes.pop(number, None)
         if isinstance(message, EngineError):
-            raise self._closed_error() if self._closed else message
+            self._check_open()
+            raise message
         raise_error(message)
         return message
 
-    def _closed_error(self) -> QwqError:
-        return QwqError(f"{self._path}: the model is closed; open it again")
+    def _check_open(self) -> None:
+        if self._closed:
+            raise QwqError(f"{self._path}: the model is closed; open it again")
 
     def _start(self, on_progress: OnProgress | None) -> Any:
         about = super()._start(on_progress)

@@ -28,7 +28,11 @@ EFFORT_TOKENS: dict[Effort, int | None] = {
     "max": None,
 }
 """What a thought may take at each effort; None is without limit."""
-_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+_SAMPLING = tuple(
+    field.name
+    for field in dataclasses.fields(Sampling)
+    if field.name not in ("logit_bias", "top_logprobs")
+)
 _log = logging.getLogger(__name__)
 
 
@@ -97,8 +101,13 @@ def question_of(body: ChatRequest, *, choice: int = 0) -> Question:
 
     Raises ApiError or UsageError where a field cannot be.
     """
-    unsupported = ("logprobs", "top_logprobs", "frequency_penalty", "logit_bias")
-    refuse({name: getattr(body, name) for name in unsupported})
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(
+            400,
+            "top_logprobs: it goes with logprobs; set that to true",
+            param="top_logprobs",
+            code="invalid_value",
+        )
     tools, forced = _tools(body)
     answer_format = _answer_format(body)
     if answer_format is not None and forced:
@@ -110,7 +119,7 @@ def question_of(body: ChatRequest, *, choice: int = 0) -> Question:
         )
     return Question(
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
-        sampling=sampling_of(body),
+        sampling=sampling_of(body, (body.top_logprobs or 0) if body.logprobs else None),
         seed=seed_of(body, choice),
         limits=Limits(
             max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -123,12 +132,14 @@ def question_of(body: ChatRequest, *, choice: int = 0) -> Question:
     )
 
 
-def sampling_of(body: Sampled) -> dict[str, Any]:
+def sampling_of(body: Sampled, top_logprobs: int | None) -> dict[str, Any]:
     """The numbers that a request sets itself, checked."""
     given = {name: getattr(body, name) for name in _SAMPLING}
+    if body.logit_bias is not None:
+        given["logit_bias"] = tuple((int(i), bias) for i, bias in body.logit_bias.items())
     given = {name: value for name, value in given.items() if value is not None}
-    Sampling(**given)
-    return given
+    Sampling(**given, top_logprobs=top_logprobs)
+    return given | {"top_logprobs": top_logprobs}
 
 
 def seed_of(body: Sampled, choice: int) -> int | None:

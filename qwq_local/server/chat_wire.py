@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwq_local import Answer, Done, Notice, Reasoning, ToolCall, UsageError
-from qwq_local.reply import Event, Reply
+from qwq_local.reply import Event, Reply, TokenLogprob
 from qwq_local.server.errors import ApiError
 from qwq_local.server.schema import (
     ChatChoice,
     ChatChunk,
     ChatCompletion,
+    ChoiceLogprobs,
     ChunkChoice,
     CompletionDetails,
     Delta,
     FinishReason,
     FunctionCall,
+    LikelyToken,
     PromptDetails,
+    TokenInfo,
     ToolCallOut,
     WireNotice,
     WireTimings,
@@ -74,11 +77,13 @@ class ChatWriter:
         self._in_thought = False
         self._notices: list[WireNotice] = []
         self._dones: list[Done] = []
+        self._logprobs: list[TokenLogprob] = []
 
     def begin(self) -> str:
         self._index += 1
         self._n_calls = 0
         self._notices = []
+        self._logprobs = []
         return _sse(self._chunk(Delta(role="assistant", content="")))
 
     def write(self, event: Event) -> str:
@@ -102,6 +107,8 @@ class ChatWriter:
             case ToolCall():
                 calls = [self._call(event)]
                 yield self._chunk(Delta(content=self._leave_thought(), tool_calls=calls))
+            case TokenLogprob():
+                self._logprobs.append(event)
             case Notice(kind, text):
                 self._notices.append(WireNotice(kind=kind, text=text))
             case Done():
@@ -132,7 +139,10 @@ class ChatWriter:
         return wire_call(call, index=self._n_calls - 1)
 
     def _chunk(self, delta: Delta, finish_reason: FinishReason | None = None) -> ChatChunk:
-        choice = ChunkChoice(index=self._index, delta=delta, finish_reason=finish_reason)
+        told, self._logprobs = logprobs_of(self._logprobs, self._form), []
+        choice = ChunkChoice(
+            index=self._index, delta=delta, logprobs=told, finish_reason=finish_reason
+        )
         heading = self._heading
         return ChatChunk(
             id=heading.id, created=heading.created, model=heading.model, choices=[choice]
@@ -157,6 +167,7 @@ def completion(heading: Heading, replies: Sequence[Reply], form: ReasoningForm) 
             ChatChoice(
                 index=index,
                 message=_message(reply, form),
+                logprobs=logprobs_of(reply.logprobs, form),
                 finish_reason=_FINISH[reply.finish_reason],
             )
             for index, reply in enumerate(replies)
@@ -165,6 +176,24 @@ def completion(heading: Heading, replies: Sequence[Reply], form: ReasoningForm) 
         timings=timings_of(dones[-1]),
         notices=[WireNotice(kind=n.kind, text=n.text) for reply in replies for n in reply.notices],
     )
+
+
+def logprobs_of(logprobs: Sequence[TokenLogprob], form: ReasoningForm) -> ChoiceLogprobs | None:
+    """Those of the content's tokens, to which thoughts belong where they are inline."""
+    content = [
+        TokenInfo(
+            **_likely(one.token, one.logprob).model_dump(),
+            top_logprobs=[_likely(token, logprob) for token, logprob in one.top],
+        )
+        for one in logprobs
+        if form == "inline" or not one.in_thought
+    ]
+    return ChoiceLogprobs(content=content) if content else None
+
+
+def _likely(token: bytes, logprob: float) -> LikelyToken:
+    text = token.decode(errors="replace")
+    return LikelyToken(token=text, logprob=logprob, bytes=list(token))
 
 
 def finish_reason_of(reason: str) -> FinishReason:

@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -10,8 +11,10 @@ from typing import Any
 
 from qwq_local import Answer, ContextError, Done, QwQ, Stream, Timings, Usage
 from qwq_local.engine import OnProgress
-from qwq_local.reply import Event, Reply, StopFilter
+from qwq_local.reply import Event, Reply, StopFilter, TokenLogprob
+from qwq_local.respond import logprob_of
 from qwq_local.sampling import choose_seed
+from qwq_local.scored import ScoredId
 from qwq_local.server.asking import refuse, sampling_of, seed_of, stops_of
 from qwq_local.server.chat_wire import Heading, done_of, finish_reason_of, usage_of
 from qwq_local.server.errors import ApiError
@@ -73,7 +76,10 @@ class Continuation:
                 if token_id in stop_ids:
                     finish_reason = "stop"
                     break
-                text = decoder.decode(engine.token_bytes(token_id))
+                piece = engine.token_bytes(token_id)
+                if isinstance(token_id, ScoredId):
+                    yield logprob_of(engine, token_id, piece, in_thought=False)
+                text = decoder.decode(piece)
                 yield from stop.feed([Answer(text)] if text else [])
                 if stop.stopped:
                     finish_reason = "stop"
@@ -93,13 +99,12 @@ class Continuation:
 
 def continuations_of(body: CompletionRequest) -> list[Continuation]:
     """One for each choice of each prompt. Raises ApiError, UsageError."""
-    unsupported = ("echo", "suffix", "logprobs", "frequency_penalty", "logit_bias")
-    refuse({name: getattr(body, name) for name in unsupported})
+    refuse({name: getattr(body, name) for name in ("echo", "suffix")})
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     return [
         Continuation(
             prompt,
-            sampling_of(body),
+            sampling_of(body, body.logprobs),
             seed_of(body, choice),
             body.max_tokens or DEFAULT_MAX_TOKENS,
             stops_of(body),
@@ -112,7 +117,7 @@ def continuations_of(body: CompletionRequest) -> list[Continuation]:
 def text_completion(heading: Heading, replies: Sequence[Reply], n_choices: int) -> dict[str, Any]:
     """The whole answer to a request, n_choices for each of its prompts."""
     choices = [
-        _choice(index, reply.answer, finish_reason_of(reply.finish_reason))
+        _choice(index, reply.answer, finish_reason_of(reply.finish_reason), reply.logprobs)
         for index, reply in enumerate(replies)
     ]
     usage = usage_of([done_of(reply) for reply in replies], n_choices)
@@ -128,9 +133,12 @@ class CompletionWriter:
         self._with_usage = with_usage
         self._index = -1
         self._dones: list[Done] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._n_chars = 0
 
     def begin(self) -> str:
         self._index += 1
+        self._n_chars = 0
         return ""
 
     def write(self, event: Event) -> str:
@@ -148,15 +156,48 @@ class CompletionWriter:
 
     def _choices(self, event: Event) -> Iterator[dict[str, Any]]:
         match event:
+            case TokenLogprob():
+                self._logprobs.append(event)
             case Answer(text):
-                yield _choice(self._index, text, None)
+                yield self._choice(text, None)
             case Done():
                 self._dones.append(event)
-                yield _choice(self._index, "", finish_reason_of(event.finish_reason))
+                yield self._choice("", finish_reason_of(event.finish_reason))
+
+    def _choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
+        logprobs, self._logprobs = self._logprobs, []
+        choice = _choice(self._index, text, finish_reason, logprobs, self._n_chars)
+        self._n_chars += sum(len(_text(one.token)) for one in logprobs)
+        return choice
 
 
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _choice(
+    index: int,
+    text: str,
+    finish_reason: str | None,
+    logprobs: Sequence[TokenLogprob],
+    offset: int = 0,
+) -> dict[str, Any]:
+    """offset: characters of the tokens before these."""
+    tokens = [_text(one.token) for one in logprobs]
+    lengths = itertools.accumulate(map(len, tokens[:-1]), initial=offset)
+    told = {
+        "tokens": tokens,
+        "token_logprobs": [one.logprob for one in logprobs],
+        "top_logprobs": [{_text(token): value for token, value in one.top} for one in logprobs],
+        "text_offset": list(lengths),
+    }
+    logprob_fields = told if logprobs else None
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": logprob_fields,
+        "finish_reason": finish_reason,
+    }
+
+
+def _text(token: bytes) -> str:
+    return token.decode(errors="replace")
 
 
 def _document(heading: Heading, choices: list[dict[str, Any]]) -> dict[str, Any]:

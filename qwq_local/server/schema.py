@@ -12,6 +12,7 @@ MOST_MESSAGES = 4096
 MOST_TOOLS = 256
 MOST_CHOICES = 8
 MOST_STOPS = 16
+MOST_BIASES = 1024
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -128,7 +129,13 @@ class Sampled(Wire):
     seed: int | None = None
     stop: Stop = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, StringConstraints(pattern=r"^\d{1,7}$")], float],
+            Field(max_length=MOST_BIASES),
+        ]
+        | None
+    ) = None
     user: str | None = None
 
 
@@ -212,9 +219,26 @@ class Delta(BaseModel):
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
+class LikelyToken(BaseModel):
+    """bytes: of the token, which may be part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenInfo(LikelyToken):
+    top_logprobs: list[LikelyToken]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[TokenInfo]
+
+
 class ChunkChoice(BaseModel):
     index: int
     delta: Delta
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -232,6 +256,7 @@ class ChatChunk(BaseModel):
 class ChatChoice(BaseModel):
     index: int
     message: Delta
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 

@@ -172,7 +172,7 @@ def test_a_cancelled_reply_frees_its_place(
     engine = engine_of(batched_qwq)
     other = ids_of(batched_qwq, QUESTIONS[1])
     expected = greedy(batched_qwq, other, 30)
-    messages = [{"role": "user", "content": "A long story. " * (60 if when == "prefill" else 1)}]
+    messages = [{"role": "user", "content": "A long story. " * (100 if when == "prefill" else 1)}]
     seen_at_cancel: list[int] = []
 
     def cancel(*_: int) -> None:

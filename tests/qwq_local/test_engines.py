@@ -13,6 +13,7 @@ from convert.errors import QwqError, UsageError
 from qwq_local import QwQ, Sampling
 from qwq_local.chat_template import ChatTemplate
 from qwq_local.engines.loop import REUSE_UNIT
+from qwq_local.scored import ScoredId
 from tests.qwq_local.conftest import NANO
 
 GREEDY = Sampling(temperature=0)
@@ -111,6 +112,23 @@ def test_a_seed_gives_the_same_reply_again(qwq: QwQ) -> None:
 
     assert sample(7) == sample(7)
     assert sample(7) != sample(8)
+
+
+def test_ids_know_how_likely_they_were(qwq: QwQ) -> None:
+    """Would catch the logprobs of another position, or of what the sampler chain made of them."""
+    ids = ids_of(qwq)
+    sampling = Sampling(temperature=1.5, presence_penalty=1.0, top_logprobs=3)
+    made = list(qwq.engine.generate(ids, sampling=sampling, seed=3, max_tokens=12, stop_ids=()))
+    rows = logits(qwq, [*ids, *made])[len(ids) - 1 : -1].astype(np.float64)
+    expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    for token_id, row in zip(made, expected, strict=True):
+        assert isinstance(token_id, ScoredId)
+        top = [logprob for _, logprob in token_id.top]
+        np.testing.assert_allclose(token_id.logprob, row[token_id], atol=0.1 * row.std())
+        np.testing.assert_allclose(top, np.sort(row)[:-4:-1], atol=0.1 * row.std())
+        assert [row[i] for i, _ in token_id.top] == pytest.approx(top, abs=0.1 * row.std())
+    plain = qwq.engine.generate(ids, sampling=Sampling(), seed=3, max_tokens=1, stop_ids=())
+    assert not isinstance(next(plain), ScoredId)
 
 
 def test_it_stops_at_a_stop_id_and_yields_it(qwq: QwQ) -> None:

@@ -263,8 +263,10 @@ def test_what_other_clients_send_is_understood(
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"n": 99}, "n", "invalid_value"),
         ({"stop": [""]}, "stop[0]", "invalid_value"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"logit_bias": {"1": 500}}, "logit_bias", "invalid_value"),
         ({"tool_choice": "required"}, "tool_choice", "no_tools"),
         ({"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value"),
         (
