@@ -24,7 +24,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 CONSTRAINTS = ROOT / "constraints.txt"
 LOG = ROOT / "build" / "setup.log"
-EXTRAS = "gptq,eval,server,dev"
+EXTRAS = "gptq,eval,server,web,dev"
 N_STEPS = 4
 QUIET_S = 30.0  # without a terminal, say at least this often that work goes on
 COMPILER_STEP = re.compile(rb"\[(\d+)/(\d+)\] ")

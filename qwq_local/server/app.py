@@ -1,11 +1,13 @@
 """The routes."""
 
 import contextlib
+import dataclasses
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -46,11 +48,14 @@ MOST_BODY_NBYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """model_name: what the model is called. reasoning: where thoughts go unless a request says."""
+    """model_name: what the model is called. reasoning: where thoughts go unless a request says.
+    page: the folder of the chat page's conversations; None leaves the page out.
+    """
 
     model_name: str
     access: Access
     reasoning: ReasoningForm = "separate"
+    page: Path | None = None
 
 
 class _JsonRequest(Request):
@@ -90,7 +95,13 @@ def create_app(room: EngineRoom, settings: ServerSettings, metrics: Metrics) -> 
     )
     handle_errors(app)
     app.include_router(_Routes(room, settings, metrics).router)
-    app.add_middleware(Guard, access=settings.access)
+    access = dataclasses.replace(settings.access, page=settings.page is not None)
+    if settings.page is not None:
+        from qwq_local.server.page.mount import mount_page
+        from qwq_local.server.page.shelf import Shelf
+
+        mount_page(app, room, Shelf(settings.page), model_name=settings.model_name, access=access)
+    app.add_middleware(Guard, access=access)
     if settings.access.origins:
         app.add_middleware(
             CORSMiddleware,

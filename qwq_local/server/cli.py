@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from qwq_local.server.serving import Listening, serve
+
+if TYPE_CHECKING:
+    from qwq_local.rope import RopeMode
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _ACCESS = "Access"
@@ -36,6 +39,16 @@ def command(
     threads: Annotated[
         int | None, typer.Option(help="Threads (default: by the cores and the model).")
     ] = None,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Replies that are made at once, in one batch; --context is for each."
+        ),
+    ] = 1,
+    rope: Annotated[
+        str,
+        typer.Option(help="auto, native or yarn; auto switches only where one reply is made."),
+    ] = "auto",
     reasoning: Annotated[
         str,
         typer.Option(help="Where thoughts go: separate, or inline as <think> in the content."),
@@ -45,6 +58,9 @@ def command(
         typer.Option(help="reasoning_content, or both: in the field `reasoning` as well."),
     ] = "reasoning_content",
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait at most.")] = 32,
+    page: Annotated[
+        bool, typer.Option(help="The chat page under /, where the extra [web] is installed.")
+    ] = True,
     require_key: Annotated[
         bool,
         typer.Option(
@@ -78,6 +94,8 @@ def command(
     from qwq_local.server.chat_wire import reasoning_form
     from qwq_local.server.guard import LOOPBACK, Access
     from qwq_local.server.keys import find_key, key_file
+    from qwq_local.server.page.mount import has_page
+    from qwq_local.server.page.shelf import conversations_folder
 
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("serve: --tls-cert and --tls-key go together; give both")
@@ -96,13 +114,20 @@ def command(
         any_address=not listening.is_loopback,
         key=key,
     )
-    settings = ServerSettings(path.stem, access, reasoning_form(reasoning, reasoning_field))
+    folder = conversations_folder(os.environ) if page and has_page() else None
+    form = reasoning_form(reasoning, reasoning_field)
+    settings = ServerSettings(path.stem, access, form, folder)
     serve(
-        lambda: QwQ.open(path, context=context, threads=threads),
+        lambda: QwQ.open(
+            path, context=context, threads=threads, rope=cast("RopeMode", rope), parallel=parallel
+        ),
         settings,
         listening,
         n_waiting=queue,
+        n_parallel=parallel,
         on_listening=lambda address: typer.echo(
-            f"serving {path.name} at {address}/v1; Ctrl-C ends it", err=True
+            f"serving {path.name} at {address}/v1"
+            f"{f', chat page at {address}' if folder else ''}; Ctrl-C ends it",
+            err=True,
         ),
     )

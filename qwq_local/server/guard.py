@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwq_local.server.errors import ApiError
+from qwq_local.server.sign_in import PATH, has_signed_in, sign_in_form
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _OPEN_PATHS = ("/health",)
@@ -19,13 +20,14 @@ _OPEN_PATHS = ("/health",)
 class Access:
     """hosts: names that the server goes by. origins: pages elsewhere that may use it, as in
     "https://app.example". any_address: whether it goes by IP addresses too, which no rebinding of
-    a name can reach. key: None asks for none.
+    a name can reach. key: None asks for none. page: whether there is one, with a form for the key.
     """
 
     hosts: frozenset[str] = frozenset(LOOPBACK)
     origins: frozenset[str] = frozenset()
     any_address: bool = False
     key: str | None = None
+    page: bool = False
 
 
 class Guard:
@@ -39,10 +41,13 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        assert scope["type"] == "http", "the server is run without websockets"
         error = refusal(self._access, Headers(scope=scope), scope["path"])
         if error is None:
             await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before it is open: status 403
+        elif self._access.page and error.status == 401 and scope["path"] == "/":
+            await sign_in_form()(scope, receive, send)
         else:
             await error.response(scope["path"])(scope, receive, send)
 
@@ -70,6 +75,8 @@ def refusal(access: Access, headers: Headers, path: str) -> ApiError | None:
             403, "Sec-Fetch-Site: other sites may not use the server", code="origin_not_allowed"
         )
     if access.key is None or path in _OPEN_PATHS or _has_key(headers, access.key):
+        return None
+    if access.page and (path == PATH or has_signed_in(headers, access.key)):
         return None
     return ApiError(
         401,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 GRACE_S = 10
 """So long replies that are being made may take to end when the server is stopped."""
 
+MOST_FRAME_NBYTES = 1 << 20
+"""The longest message of the page's websocket."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listening:
@@ -52,9 +55,10 @@ def serve(
     listening: Listening,
     *,
     n_waiting: int = 32,
+    n_parallel: int = 1,
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until interrupted. on_listening: told the server's address.
+    """Serve until interrupted, n_parallel replies at once. on_listening: told the server's address.
 
     Raises UsageError where others could come in without a key, QwqError where the model cannot be
     opened or the address not be had.
@@ -74,7 +78,13 @@ def serve(
         server.should_exit = True
 
     metrics = Metrics()
-    room = EngineRoom(open_model, n_waiting=n_waiting, on_done=metrics.add, on_failure=stop)
+    room = EngineRoom(
+        open_model,
+        n_waiting=n_waiting,
+        n_parallel=n_parallel,
+        on_done=metrics.add,
+        on_failure=stop,
+    )
     cert, key = listening.tls or (None, None)
     config = uvicorn.Config(
         create_app(room, settings, metrics),
@@ -84,7 +94,8 @@ def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        ws="none",
+        ws="none" if settings.page is None else "websockets-sansio",
+        ws_max_size=MOST_FRAME_NBYTES,
         timeout_graceful_shutdown=GRACE_S,
         ssl_certfile=cert,
         ssl_keyfile=key,
