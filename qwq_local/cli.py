@@ -75,8 +75,20 @@ Context = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads (default: by the cores and the model).")]
 KvType = Annotated[
-    Literal["f16", "q8_0"],
+    Literal["auto", "f16", "q8_0"],
     typer.Option(help="What a GGUF file's kv_cache is stored in; q8_0 takes half."),
+]
+SpeculationMode = Annotated[
+    Literal["off", "exact", "close"],
+    typer.Option(
+        "--speculation",
+        help="Read proposed tokens in batches where that is faster: never, where the reply stays "
+        "the same bit for bit, or within rounding.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(help="A smaller GGUF model that proposes tokens (default: from the context)."),
 ]
 _SAMPLER = "Sampling (default: the model's own)"
 Temperature = Annotated[
@@ -125,7 +137,9 @@ def ask(
     max_tokens: MaxTokens = None,
     context: Context = None,
     threads: Threads = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType = "auto",
+    speculation: SpeculationMode = "exact",
+    draft: Draft = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -143,7 +157,14 @@ def ask(
     from qwq_local.terminal import print_reply
 
     text = _with_piped(prompt)
-    with _open(model, context, threads, kv_type, quiet=quiet or as_json, verbose=verbose) as qwq:
+    settings: dict[str, Any] = {
+        "context": context,
+        "threads": threads,
+        "kv_type": kv_type,
+        "speculation": speculation,
+        "draft": draft,
+    }
+    with _open(model, settings, quiet=quiet or as_json, verbose=verbose) as qwq:
         sampling = _changed(
             qwq.sampling,
             temperature=temperature,
@@ -169,7 +190,9 @@ def chat(
     seed: Seed = None,
     context: Context = None,
     threads: Threads = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType = "auto",
+    speculation: SpeculationMode = "exact",
+    draft: Draft = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -181,7 +204,14 @@ def chat(
     """Converse; Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
     from qwq_local import terminal
 
-    with _open(model, context, threads, kv_type, quiet=False, verbose=verbose) as qwq:
+    settings: dict[str, Any] = {
+        "context": context,
+        "threads": threads,
+        "kv_type": kv_type,
+        "speculation": speculation,
+        "draft": draft,
+    }
+    with _open(model, settings, quiet=False, verbose=verbose) as qwq:
         sampling = _changed(
             qwq.sampling,
             temperature=temperature,
@@ -207,6 +237,7 @@ def plan(
     from qwq_local.engine import EngineSettings
     from qwq_local.engines.gguf import KV_TYPES, plan_gguf
     from qwq_local.find import find_model
+    from qwq_local.memory_plan import find_nvidia_gpus
 
     found = find_model(model)
     if found.kind != "gguf":
@@ -214,11 +245,15 @@ def plan(
     header = read_header(found.path)
     settings = EngineSettings(context)
     plans = [plan_gguf(found.path, header, settings, kv_type=kv_type) for kv_type in KV_TYPES]
+    chosen = plan_gguf(found.path, header, settings)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(p) | {"fits": p.fits} for p in plans], indent=2))
+        facts = [{"fits": p.fits, "chosen": p == chosen} for p in plans]
+        rows = [dataclasses.asdict(p) | fact for p, fact in zip(plans, facts, strict=True)]
+        typer.echo(json.dumps(rows, indent=2))
         return
     for memory in plans:
         verdict = "fits" if memory.fits else "does not fit"
+        verdict += ", and is chosen" if memory == chosen else ""
         typer.echo(
             f"{memory.context:,} tokens, kv_cache in {memory.kv_type}, batches of {memory.batch}, "
             f"{memory.n_gpu_layers} layers on GPUs: {verdict}"
@@ -228,6 +263,12 @@ def plan(
                 f"  {share.device.name}: weights {format_nbytes(share.weights_nbytes)}, kv_cache "
                 f"{format_nbytes(share.kv_nbytes)}, compute {format_nbytes(share.compute_nbytes)}; "
                 f"{format_nbytes(share.device.free_nbytes)} are free"
+            )
+    if not any(share.device.is_gpu for share in chosen.shares):
+        for gpu in find_nvidia_gpus():
+            typer.echo(
+                f"  not used: {gpu.name}, {format_nbytes(gpu.free_nbytes)} free; where "
+                "llama-cpp-python is built without CUDA, QWQ_BACKEND=cuda make setup builds it so"
             )
 
 
@@ -274,9 +315,7 @@ def main() -> None:
 
 def _open(
     model: str | None,
-    context: int | None,
-    threads: int | None,
-    kv_type: Literal["f16", "q8_0"],
+    settings: dict[str, Any],
     *,
     quiet: bool,
     verbose: bool,
@@ -289,7 +328,7 @@ def _open(
         logging.basicConfig(format="%(message)s")
         logging.getLogger("qwq_local").setLevel(logging.DEBUG)
     path = newest_model().path if model is None else model
-    qwq = QwQ.open(path, context=context, threads=threads, kv_type=kv_type)
+    qwq = QwQ.open(path, **settings)
     if not quiet and str(qwq.path) != str(Path(model or "")) and qwq.path != model:
         note(f"using {qwq.path}")
     return qwq

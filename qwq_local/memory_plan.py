@@ -10,8 +10,9 @@ from typing import Any
 
 from convert.errors import QwqError
 from convert.files import format_nbytes
+from qwq_local.engine import KvType
 
-KV_NBYTES: dict[str, float] = {"f16": 2, "q8_0": 34 / 32}
+KV_NBYTES: dict[KvType, float] = {"f16": 2, "q8_0": 34 / 32}
 GPU_RESERVE_NBYTES = 512 << 20
 """Left free on each GPU: the driver's own and what other programs come to need."""
 _GPU_DEVICES = (1, 2)  # ggml_backend_dev_type
@@ -64,10 +65,15 @@ class MemoryPlan:
     """
 
     context: int
-    kv_type: str
+    kv_type: KvType
     batch: int
     n_gpu_layers: int
     shares: tuple[Share, ...]
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether all layers are."""
+        return not any(share.weights_nbytes for share in self.shares if not share.device.is_gpu)
 
     @property
     def fits(self) -> bool:
@@ -79,7 +85,7 @@ def plan_memory(
     devices: Sequence[Device],
     *,
     context: int,
-    kv_type: str,
+    kv_type: KvType,
     batch: int,
     n_logits_rows: int,
     n_sequences: int = 1,
@@ -146,6 +152,30 @@ def find_devices(llama: Any) -> tuple[Device, ...]:
             devices.append(Device(name, True, free.value))
     free_nbytes = min(psutil.virtual_memory().available, _free_in_container())
     return (*devices, Device("memory", False, free_nbytes))
+
+
+def find_nvidia_gpus() -> tuple[Device, ...]:
+    """What NVIDIA's driver knows of, where nvidia-ml-py is installed to ask it."""
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()  # there is no driver
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return tuple(
+            Device(
+                str(pynvml.nvmlDeviceGetName(handle)),
+                True,
+                int(pynvml.nvmlDeviceGetMemoryInfo(handle).free),
+            )
+            for handle in handles
+        )
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _free_in_container() -> int:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from convert.errors import UsageError
 from qwq_local.description import Description, describe_folder, describe_gguf, read_json
-from qwq_local.engine import Engine, EngineSettings, KvType, OnProgress, Speculation
+from qwq_local.engine import Engine, EngineSettings, KvChoice, OnProgress, Speculation
 from qwq_local.find import find_model
 from qwq_local.local import LocalModel
 from qwq_local.messages import normalise
@@ -68,7 +68,7 @@ class QwQ:
         context: int | None = None,
         threads: int | None = None,
         rope: RopeMode = "auto",
-        kv_type: KvType = "f16",
+        kv_type: KvChoice = "auto",
         speculation: Speculation = "exact",
         draft: str | Path | None = None,
         parallel: int = 1,
@@ -84,11 +84,12 @@ class QwQ:
         context: tokens for prompt and reply together; None takes the model's own, at most
         32,768, and less where the memory is short. threads: None takes the physical cores, and
         one for a small model. rope: "auto" is native up to 32,768 tokens and switches to YaRN
-        when a conversation needs more; "native" and "yarn" never switch. kv_type: "q8_0" halves
-        the kv_cache of a GGUF file. speculation: ids of a GGUF file's replies are proposed from
-        the context and read in batches while that pays; "exact" does so only where a batch was
-        found to compute the same bits, so that the reply stays the same, "close" also where it
-        rounds otherwise, "off" never. draft: a smaller GGUF model that proposes them instead.
+        when a conversation needs more; "native" and "yarn" never switch. kv_type: of a GGUF
+        file's kv_cache; "auto" is f16, or q8_0, which takes half, where f16 does not fit.
+        speculation: ids of a GGUF file's replies are proposed from the context and read in batches
+        while that pays; "exact" does so only where a batch was found to compute the same bits, so
+        that the reply stays the same, "close" also where it rounds otherwise, "off" never. draft:
+        a smaller GGUF model that proposes them instead.
         parallel: how many replies of a GGUF file, each read in a thread of its own, are decoded
         together, each with a context of its own; what does not overlap in time takes turns.
         repair_template: whether a chat template that opens no thought is mended, with a Notice, or

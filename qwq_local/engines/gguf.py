@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from convert.errors import GgufError, QwqError, UsageError
 from convert.gguf_header import GgufHeader, read_header
 from qwq_local.chat_template import any_of
-from qwq_local.engine import EngineSettings, KvType, OnProgress
+from qwq_local.engine import EngineSettings, KvChoice, KvType, OnProgress
 from qwq_local.engines.draft import DraftModel, check_vocabulary
 from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler, n_logits_rows
 from qwq_local.engines.speculation import NgramDrafter, Speculator
 from qwq_local.memory import choose_context, choose_threads
 from qwq_local.memory_plan import (
     KV_NBYTES,
+    Device,
     MemoryPlan,
     ModelSizes,
     check_fits,
@@ -38,6 +39,7 @@ from qwq_local.sampling import Sampling
 
 ARCHITECTURE = "qwen2"
 KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0")
+_BATCHES = (PREFILL_BATCH, 256, 128)
 PREFILL_SHARE = 128
 """Tokens of a prompt that join the decoding of other replies, which would else stand still."""
 _SMALLEST_CONTEXT = 1024
@@ -79,7 +81,6 @@ class GgufEngine(EngineLoop):
         check_fits(self.memory_plan, plan_alternatives(path, header, settings), path)
         n_weights = sum(prod(tensor.shape) for tensor in header.tensors.values())
         self._path = path
-        self._kv_type: KvType = settings.kv_type
         self._n_threads = choose_threads(settings.threads, n_weights=n_weights)
         self._model = self._load_model(on_progress)
         self._context: Any = None
@@ -88,6 +89,7 @@ class GgufEngine(EngineLoop):
             vocab_size=self._llama.llama_vocab_n_tokens(self._vocab),
             rope_plan=plan_rope(settings.rope, self.memory_plan.context),
         )
+        self.prefill_batch = min(PREFILL_BATCH, self.memory_plan.batch)
         self._draft: GgufEngine | None = None
         try:
             self._set_rope(self._rope)
@@ -160,7 +162,7 @@ class GgufEngine(EngineLoop):
             path,
             draft_header,
             EngineSettings(
-                n_context, settings.threads, "native", settings.kv_type, speculation="off"
+                n_context, settings.threads, "native", self.memory_plan.kv_type, speculation="off"
             ),
         )
         return Speculator(DraftModel(self._draft, shared, self).begin, is_exact=is_exact)
@@ -197,11 +199,11 @@ class GgufEngine(EngineLoop):
         """llama.cpp's parameters of a context for one sequence."""
         params = self._llama.llama_context_default_params()
         params.n_ctx = self.rope_plan.room(rope)
-        params.n_batch = params.n_ubatch = PREFILL_BATCH
+        params.n_batch = params.n_ubatch = max(self.prefill_batch, self.n_logits_rows)
         params.n_outputs_max = self.n_logits_rows
         params.n_threads = params.n_threads_batch = self._n_threads
-        params.type_k = params.type_v = _GGML_TYPES[self._kv_type]
-        if self._kv_type != "f16":
+        params.type_k = params.type_v = _GGML_TYPES[self.memory_plan.kv_type]
+        if self.memory_plan.kv_type != "f16":
             params.flash_attn_type = _FLASH_ATTENTION  # without it values cannot be quantized
         if rope is None:
             params.rope_scaling_type = _ROPE_NATIVE
@@ -440,9 +442,29 @@ def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
 
 
 def plan_gguf(
-    path: Path, header: GgufHeader, settings: EngineSettings, *, kv_type: KvType | None = None
+    path: Path, header: GgufHeader, settings: EngineSettings, *, kv_type: KvChoice | None = None
 ) -> MemoryPlan:
-    """What loading the file would take, whether it fits or not. kv_type: instead of settings'."""
+    """How the file would be loaded, whether it fits or not. kv_type: instead of settings'.
+
+    What is left open is chosen in this order: that it fits, the longest context, all layers on
+    GPUs, a kv_cache in f16, the largest batch.
+    """
+    choice = settings.kv_type if kv_type is None else kv_type
+    sizes, n_possible = _model_sizes(path, header, settings)
+    devices = find_devices(_library())
+    batches = _BATCHES if settings.parallel == 1 else (batch_size(settings.parallel),)
+    plans = [
+        _plan_as(sizes, devices, settings, n_possible=n_possible, kv_type=one, batch=batch)
+        for one in (KV_TYPES if choice == "auto" else (choice,))
+        for batch in batches
+    ]
+    return max(plans, key=lambda plan: (plan.fits, plan.context, plan.is_on_gpu))
+
+
+def _model_sizes(
+    path: Path, header: GgufHeader, settings: EngineSettings
+) -> tuple[ModelSizes, int]:
+    """The numbers that memory follows from, and the longest context."""
     numbers = _sizes(path, header)
     head_dim = numbers["embedding_length"] // numbers["attention.head_count"]
     vocab = header.metadata.get("tokenizer.ggml.tokens")
@@ -455,10 +477,21 @@ def plan_gguf(
         feed_forward_length=feed_forward if isinstance(feed_forward, int) else 0,
         vocab_size=len(vocab) if isinstance(vocab, list) else 0,
     )
-    kv_type = settings.kv_type if kv_type is None else kv_type
+    return sizes, longest_context(settings.rope, numbers["context_length"])
+
+
+def _plan_as(
+    sizes: ModelSizes,
+    devices: Sequence[Device],
+    settings: EngineSettings,
+    *,
+    n_possible: int,
+    kv_type: KvType,
+    batch: int,
+) -> MemoryPlan:
     n_context = choose_context(
         settings.context,
-        n_possible=longest_context(settings.rope, numbers["context_length"]),
+        n_possible=n_possible,
         kv_nbytes_per_token=round(
             settings.parallel * sizes.n_layers * sizes.n_kv_values * KV_NBYTES[kv_type]
         ),
@@ -474,11 +507,11 @@ def plan_gguf(
         )
     return plan_memory(
         sizes,
-        find_devices(_library()),
+        devices,
         context=n_context,
         n_sequences=settings.parallel,
         kv_type=kv_type,
-        batch=batch_size(settings.parallel),
+        batch=batch,
         n_logits_rows=n_logits_rows(max(1, sizes.vocab_size)),
     )
 
