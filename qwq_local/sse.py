@@ -152,7 +152,8 @@ def _until_cancelled(lines: http.client.HTTPResponse, control: Control) -> Itera
     received: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def receive() -> None:
-        with suppress(OSError, ValueError, http.client.HTTPException):
+        # who hangs up closes the response, on which http.client then stumbles in one of four ways
+        with suppress(OSError, ValueError, AttributeError, http.client.HTTPException):
             for line in lines:
                 received.put(line)
         received.put(None)
