@@ -184,7 +184,11 @@ def test_what_does_not_fit_is_refused_with_what_would(
     """Would catch an allocation that takes the machine down."""
     free = Device("memory", False, 60_000_000)
     monkeypatch.setattr(gguf, "find_devices", lambda llama: (free,))
-    with pytest.raises(QwqError, match=r"takes .* of memory, where .* free; --context 16384 --kv"):
+    advice = r"takes .* of memory, where .* free; --context 32768 --kv-type q8_0 would fit"
+    with pytest.raises(QwqError, match=advice):
+        QwQ.open(bf16_gguf, context=32_768, kv_type="f16", isolated=False)
+    free = Device("memory", False, 40_000_000)
+    with pytest.raises(QwqError, match="free; --context 16384 --kv-type q8_0 would fit"):
         QwQ.open(bf16_gguf, context=32_768, isolated=False)
     free = Device("memory", False, 60_000)
     with pytest.raises(QwqError, match="choose a smaller type of file"):
