@@ -8,12 +8,9 @@ ratio is the median over the pairs of runs.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,11 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from convert.checkpoint import Checkpoint
 from convert.encode import n_cores
 from convert.plan import ALIGNMENT, plan_file
 from convert.qwen2 import parse_config, tensor_specs
 from convert.recipe import find_recipe
+from tests.processes import Cost, run_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "one-pass"
@@ -43,12 +43,9 @@ sys.exit(llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.by
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """Of a route: seconds on the clock and of processor time, peak of memory, bytes written."""
+class Route(Cost):
+    """Of processes one after another: their times, the greatest peak, and bytes written."""
 
-    wall_s: float
-    cpu_s: float
-    peak_nbytes: int
     written_nbytes: int
 
 
@@ -104,28 +101,20 @@ def write_bf16_file(source: Path, path: Path) -> None:
                 file.write(bytes(-tensor.nbytes % ALIGNMENT))
 
 
-def run(commands: Sequence[Sequence[str]], out: Path) -> Cost:
+def run(commands: Sequence[Sequence[str]], out: Path) -> Route:
     """Run the commands one after another; what they leave in `out` is what they wrote."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    cpu_s, peak_nbytes = 0.0, 0
-    start_s = time.perf_counter()
-    for command in commands:
-        child = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = status  # it is waited for already
-        if status:
-            sys.exit(f"{' '.join(command[:4])} ...: ended with status {status}")
-        cpu_s += usage.ru_utime + usage.ru_stime
-        peak_nbytes = max(peak_nbytes, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-    wall_s = time.perf_counter() - start_s
-    written_nbytes = sum(path.stat().st_size for path in out.iterdir())
-    return Cost(wall_s, cpu_s, peak_nbytes, written_nbytes)
+    costs = [run_whole(command, log=WORK / "log.txt") for command in commands]
+    return Route(
+        wall_s=sum(cost.wall_s for cost in costs),
+        cpu_s=sum(cost.cpu_s for cost in costs),
+        peak_nbytes=max(cost.peak_nbytes for cost in costs),
+        written_nbytes=sum(path.stat().st_size for path in out.iterdir()),
+    )
 
 
-def our_route(source: Path, types: Sequence[str], threads: int, *, libggml: bool) -> Cost:
+def our_route(source: Path, types: Sequence[str], threads: int, *, libggml: bool) -> Route:
     options = [option for name in types for option in ("--type", name)]
     program = "from qwq_local.cli import main; main()"
     if libggml:
@@ -135,7 +124,7 @@ def our_route(source: Path, types: Sequence[str], threads: int, *, libggml: bool
     return run([command], WORK / "ours")
 
 
-def their_route(source: Path, types: Sequence[str], threads: int, python: str) -> Cost:
+def their_route(source: Path, types: Sequence[str], threads: int, python: str) -> Route:
     out = WORK / "theirs"
     bf16_path = out / "bf16.gguf"
     commands = [[sys.executable, __file__, "--write-bf16", str(source), str(bf16_path)]]

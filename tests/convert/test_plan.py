@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 from math import prod
@@ -24,9 +23,8 @@ from convert.provenance import Origin, origin_of
 from convert.qwen2 import parse_config, tensor_specs
 from convert.recipe import RECIPES
 from convert.recipe_file import recipe_text
+from tests.processes import run_whole
 from tests.synthetic import CONFIG, Array, write_checkpoint, write_tokenizer
-
-ROOT = Path(__file__).parents[2]
 
 
 def planned(checkpoint: Checkpoint, folder: Path, *, split_nbytes: int | None = None) -> FilePlan:
@@ -224,10 +222,6 @@ def test_memory_with_the_embeddings_of_qwq(tmp_path: Path) -> None:
     program = "import sys; from qwq_local.cli import main; sys.argv[0] = 'qwq'; main()"
     command = [sys.executable, "-c", program, "convert", "gguf", str(folder), "--type", "Q8_0"]
     command += ["-o", str(path), "--threads", "16", "-q"]
-    child = subprocess.Popen(command, cwd=ROOT)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = status  # it is waited for already
-    assert status == 0
-    peak_nbytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak_nbytes = run_whole(command).peak_nbytes
     assert peak_nbytes < 1.5 * 2**30
     assert peak_nbytes < estimate.memory_nbytes

@@ -1,7 +1,5 @@
 """QwQ-32B's own tensor shapes and vocabulary, two layers of it, from checkpoint to reply."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +11,9 @@ from convert.inspection import warnings_of
 from convert.metadata_parity import metadata_differences
 from convert.verify import verify_model
 from qwq_local import QwQ
+from tests.processes import run_whole
 from tests.real_shapes import write_real_shapes
 
-ROOT = Path(__file__).resolve().parents[2]
 TYPES = ("Q4_K_M", "Q6_K", "Q8_0")
 LIMIT_NBYTES = 2 * 2**30
 
@@ -31,11 +29,8 @@ def test_three_types_in_one_pass(tmp_path: Path) -> None:
     program = "import sys; from qwq_local.cli import main; sys.argv[0] = 'qwq'; main()"
     options = [option for name in TYPES for option in ("--type", name)]
     command = [sys.executable, "-c", program, "convert", "gguf", str(folder), *options]
-    child = subprocess.Popen([*command, "-o", str(tmp_path), "-q"], cwd=ROOT)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = status  # it is waited for already
-    assert status == 0
-    assert usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < LIMIT_NBYTES
+    cost = run_whole([*command, "-o", str(tmp_path), "-q"])
+    assert cost.peak_nbytes < LIMIT_NBYTES
     paths = [tmp_path / f"QwQ-shapes-{name}.gguf" for name in TYPES]
     with Checkpoint.open(folder) as checkpoint:
         checks = list(verify_model(paths[0], source=checkpoint))
