@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.calibration import Passage, TokenBatch, set_digest, token_batches
+from convert.calibration import Passage, TokenBatch, set_digest, take_tokens, token_batches
 from convert.checkpoint import Checkpoint, Float32Array, read_json_object
 from convert.errors import NumericalError, QwqError, UsageError
 from convert.estimate import Estimate, estimate_calibration, sites
@@ -27,6 +27,7 @@ from convert.layer_stream import INPUT_SITES, LayerStream, capturing_input, n_to
 from convert.layer_work import LayerWork, layer_work, read_states, write_states
 from convert.passages import BATCH_TOKENS, MAX_SEQUENCE_LENGTH, calibration_sequences
 from convert.qwen2 import Qwen2Config, tensor_specs
+from convert.sensitivity import SensitivityPass
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +46,16 @@ Progress = Callable[[int, int], None]
 class CalibrationSettings:
     """What to keep, and of how much text.
 
-    n_tokens: None takes all text. n_hessian_tokens: the first of them, for whole Hessians.
-    batch_tokens: computed at once; it changes speed and memory alone.
+    n_tokens: None takes all text. n_hessian_tokens, n_sensitivity_tokens: the first of them, for
+    whole Hessians, and for how much each matrix matters. batch_tokens: computed at once; it changes
+    speed and memory alone.
     """
 
     n_tokens: int | None = None
     hessians: bool = False
     n_hessian_tokens: int = 16_384
+    sensitivities: bool = False
+    n_sensitivity_tokens: int = 4096
     batch_tokens: int = BATCH_TOKENS
 
 
@@ -60,6 +64,7 @@ class Calibration:
     """A finished calibration folder.
 
     n_tokens: in the importance. n_fitted, n_held_out: in the Hessians and beside them, 0 without.
+    n_sampled: in the sensitivities, 0 without.
     """
 
     path: Path
@@ -69,6 +74,7 @@ class Calibration:
     n_tokens: int
     n_fitted: int
     n_held_out: int
+    n_sampled: int
 
     def statistics(self, layer_index: int, site: str) -> dict[str, torch.Tensor]:
         """Of an input site: importance (n_in,), hessian (n_in, n_in), held_out (n_tokens, n_in).
@@ -120,11 +126,15 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:
-    """A calibration before its work: `result` says what it will be."""
+    """A calibration before its work: `result` says what it will be.
+
+    sample: what sensitivities are measured on.
+    """
 
     checkpoint: Checkpoint
     settings: CalibrationSettings
     parts: tuple[_Part, ...]
+    sample: list[TokenBatch]
     result: Calibration
 
     @property
@@ -135,7 +145,8 @@ class CalibrationPlan:
         if self.settings.hessians:
             n_held_out = self.result.n_held_out
             per_layer += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
-        return 4 * (2 * self.result.n_tokens * model.hidden_size + model.n_layers * per_layer)
+        n_kept = 2 * self.result.n_tokens + (model.n_layers + 3) * self.result.n_sampled
+        return 4 * (n_kept * model.hidden_size + model.n_layers * per_layer)
 
     def estimate(self) -> Estimate:
         result = self.result
@@ -144,6 +155,7 @@ class CalibrationPlan:
             n_tokens=result.n_tokens,
             n_fitted=result.n_fitted,
             n_held_out=result.n_held_out,
+            n_sampled=result.n_sampled,
         )
 
 
@@ -159,6 +171,9 @@ def plan_calibration(
     if not sequences:
         raise UsageError("calibration text: holds no token; give some text")
     parts = _parts(sequences, settings)
+    n_sampled = settings.n_sensitivity_tokens if settings.sensitivities else 0
+    sampled = list(take_tokens(sequences, n_sampled, max_length=MAX_SEQUENCE_LENGTH))
+    sample = token_batches(sampled, batch_tokens=settings.batch_tokens)
     result = Calibration(
         path=out_folder,
         checkpoint_sha256=fingerprint(checkpoint),
@@ -167,8 +182,9 @@ def plan_calibration(
         n_tokens=sum(n_tokens_of(part.batches) for part in parts),
         n_fitted=sum(n_tokens_of(part.batches) for part in parts if part.fitted),
         n_held_out=sum(n_tokens_of(part.batches) for part in parts if part.held_out),
+        n_sampled=n_tokens_of(sample),
     )
-    return CalibrationPlan(checkpoint, settings, parts, result)
+    return CalibrationPlan(checkpoint, settings, parts, sample, result)
 
 
 def calibrate(
@@ -177,11 +193,13 @@ def calibrate(
     device: str = "cpu",
     force: bool = False,
     on_progress: Progress | None = None,
+    on_sensitivities: Progress | None = None,
 ) -> Calibration:
     """Run all layers over the text and write the calibration folder, whole or not at all.
 
-    on_progress: called with the tokens done, summed over layers, and all there are. After an
-    interruption the same call continues with the first unfinished layer, to the same bytes.
+    on_progress: called with the tokens done, summed over layers, and all there are.
+    on_sensitivities: with the steps done and all there are. After an interruption the same call
+    continues with the first unfinished layer or step, to the same bytes.
     Raises QwqError for an output that exists, a full disk, and weights or inputs that are broken.
     """
     result, settings = plan.result, plan.settings
@@ -189,7 +207,12 @@ def calibrate(
     check_disk_space(result.path, plan.disk_nbytes)
     made_of = describe(result) | {"settings": dataclasses.asdict(settings)}
     with layer_work(result.path, made_of, force=force) as work:
-        _Pass(plan, device=device, on_progress=on_progress).run(work)
+        stream = LayerStream(plan.checkpoint, device=device)
+        _Pass(plan, stream, on_progress=on_progress).run(work)
+        if plan.sample:
+            SensitivityPass(
+                stream, plan.sample, work, n_before=result.n_layers, on_progress=on_sensitivities
+            ).run()
         _write_results(work.folder, plan)
     return result
 
@@ -229,9 +252,11 @@ def _parts(sequences: Sequence[Sequence[int]], settings: CalibrationSettings) ->
 class _Pass:
     """The layers over all batches, from the first unfinished one on."""
 
-    def __init__(self, plan: CalibrationPlan, *, device: str, on_progress: Progress | None) -> None:
+    def __init__(
+        self, plan: CalibrationPlan, stream: LayerStream, *, on_progress: Progress | None
+    ) -> None:
         self._model = plan.checkpoint.model
-        self._stream = LayerStream(plan.checkpoint, device=device)
+        self._stream = stream
         self._parts = [part for part in plan.parts for _ in part.batches]
         self._batches = [batch for part in plan.parts for batch in part.batches]
         self._n_tokens = plan.result.n_tokens

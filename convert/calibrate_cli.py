@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from convert.estimate import format_duration
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convert.calibrate import CalibrationPlan
+    from convert.calibrate import CalibrationPlan, Progress
     from convert.calibration import Passage
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -57,6 +57,13 @@ def calibrate(
     hessian_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens for the Hessians, an eighth of them held out.")
     ] = 16_384,
+    sensitivities: Annotated[
+        bool,
+        typer.Option("--sensitivities", help="Keep how much each matrix matters too, for --fit."),
+    ] = False,
+    sensitivity_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens for the sensitivities.")
+    ] = 4096,
     device: Annotated[
         str | None,
         typer.Option(help="cuda, mps or cpu (default: the best there is).", show_default=False),
@@ -84,7 +91,11 @@ def calibrate(
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     settings = CalibrationSettings(
-        n_tokens=tokens, hessians=hessians, n_hessian_tokens=hessian_tokens
+        n_tokens=tokens,
+        hessians=hessians,
+        n_hessian_tokens=hessian_tokens,
+        sensitivities=sensitivities,
+        n_sensitivity_tokens=sensitivity_tokens,
     )
     chosen = find_device(device)
     with Checkpoint.open(checkpoint) as opened:
@@ -100,8 +111,14 @@ def calibrate(
         if dry_run:
             return
         start_s = time.monotonic()
-        with _bar(console, plan.result.n_layers) as on_progress:
-            result = run(plan, device=chosen, force=force, on_progress=on_progress)
+        with _bars(console, plan.result.n_layers) as (on_progress, on_sensitivities):
+            result = run(
+                plan,
+                device=chosen,
+                force=force,
+                on_progress=on_progress,
+                on_sensitivities=on_sensitivities,
+            )
     elapsed_s = time.monotonic() - start_s
     console.print(f"{result.n_layers} layers in {format_duration(elapsed_s)}")
     document["elapsed_s"] = round(elapsed_s, 3)
@@ -129,6 +146,10 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
         console.print(
             f"Hessians of {result.n_fitted:,} tokens, judged by {result.n_held_out:,} held out"
         )
+    if result.n_sampled:
+        console.print(
+            f"sensitivities of all matrices, on {result.n_sampled:,} tokens, forward and back"
+        )
     console.print(
         f"disk: {format_nbytes(plan.disk_nbytes)} needed, "
         f"{format_nbytes(free_space(result.path))} free"
@@ -141,9 +162,10 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
 
 
 @contextmanager
-def _bar(console: Console, n_layers: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar with the layer, tokens a second through all layers, and the time left."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _bars(console: Console, n_layers: int) -> Iterator[tuple[Progress, Progress]]:
+    """A bar with the layer, tokens a second through all layers, and the time left; then another."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         BarColumn(None),
@@ -152,8 +174,9 @@ def _bar(console: Console, n_layers: int) -> Iterator[Callable[[int, int], None]
     )
     start_s = time.monotonic()
     first: list[int] = []
-    with Progress(*columns, console=console, disable=console.quiet, transient=True) as progress:
-        task = progress.add_task("")
+    with Bars(*columns, console=console, disable=console.quiet, transient=True) as bars:
+        statistics = bars.add_task("")
+        sensitivities = bars.add_task("sensitivities", visible=False)
 
         def show(done: int, total: int) -> None:
             if not first:
@@ -161,6 +184,12 @@ def _bar(console: Console, n_layers: int) -> Iterator[Callable[[int, int], None]
             layer = min(done * n_layers // total + 1, n_layers)
             rate = (done - first[0]) / n_layers / max(time.monotonic() - start_s, 1e-3)
             description = f"layer {layer} of {n_layers}, {rate:,.0f} tokens/s"
-            progress.update(task, completed=done, total=total, description=description)
+            bars.update(statistics, completed=done, total=total, description=description)
 
-        yield show
+        def show_sensitivities(done: int, total: int) -> None:
+            description = f"sensitivities, step {done} of {total}"
+            bars.update(
+                sensitivities, completed=done, total=total, description=description, visible=True
+            )
+
+        yield show, show_sensitivities

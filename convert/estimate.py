@@ -11,6 +11,7 @@ from convert.passages import BATCH_TOKENS
 from convert.qwen2 import Qwen2Config
 
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
+SENSITIVITY_PASSES = 3  # of each layer: forward, and forward and back
 K_BLOCK = 256  # columns fixed before the lazy update of the rest
 OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
 
@@ -44,11 +45,14 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
 
 
 def estimate_calibration(
-    model: Qwen2Config, *, n_tokens: int, n_fitted: int, n_held_out: int
+    model: Qwen2Config, *, n_tokens: int, n_fitted: int, n_held_out: int, n_sampled: int
 ) -> Estimate:
-    """Count the work of calibrate(): one pass over n_tokens, Hessians of n_fitted of them."""
+    """Count the work of calibrate(): one pass over n_tokens, Hessians of n_fitted of them.
+
+    n_sampled: tokens that go forward, forward again and back, for the sensitivities.
+    """
     n_weights = sum(n_in * n_out for n_in, n_out in sites(model))
-    n_matrix = 2 * n_tokens * n_weights
+    n_matrix = 2 * (n_tokens + SENSITIVITY_PASSES * n_sampled) * n_weights
     floats = 2 * n_weights + 4 * BATCH_TOKENS * model.intermediate_size  # and the next layer
     if n_fitted:
         n_matrix += sum(2 * n_fitted * n_in**2 for n_in, _ in sites(model))

@@ -1,7 +1,6 @@
 """`qwq convert gguf`: the plan, the bar and the results of a conversion, in words or JSON."""
 
 import json
-import re
 import signal
 import time
 from pathlib import Path
@@ -56,6 +55,29 @@ def gguf_command(
         Path | None,
         typer.Option(
             help="Folder made by qwq calibrate: its imatrix, and its Hessians for --rounding gptq.",
+            show_default=False,
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Choose the types that cost least within a device's memory, such as 24GiB, from "
+            "a --calibration with sensitivities; the kv_cache and buffers count too.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        int, typer.Option(min=1, help="With --fit: tokens that the kv_cache is to hold.")
+    ] = 32_768,
+    kv_type: Annotated[
+        str, typer.Option("--kv", "--kv-type", help="With --fit: the kv_cache's type, f16 or q8_0.")
+    ] = "f16",
+    margin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --fit: what is to stay free (default: 512MiB).",
             show_default=False,
         ),
     ] = None,
@@ -130,6 +152,7 @@ def gguf_command(
     """
     from rich.console import Console
 
+    from convert.budget_cli import FitOptions, fit_recipe, parse_nbytes
     from convert.checkpoint import Checkpoint
     from convert.encode import n_cores
     from convert.gguf_estimate import estimate_export
@@ -138,16 +161,11 @@ def gguf_command(
     from convert.recipe_file import load_recipe, with_overrides
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
+    n_threads = threads or n_cores()
+    if fit is not None:
+        chosen = (types, tensor_types, token_embedding_type, output_type)
+        _check_fit(fit, calibration, type_is_given=any(one is not None for one in chosen))
     with Checkpoint.open(checkpoint) as opened:
-        recipes = [
-            with_overrides(
-                load_recipe(name),
-                tensor_types=tensor_types or (),
-                token_embedding_type=token_embedding_type,
-                output_type=output_type,
-            )
-            for name in types or ["Q4_K_M"]
-        ]
         if calibration is not None:
             imatrix = _imatrix_of(calibration, imatrix)
         importance = (
@@ -155,6 +173,23 @@ def gguf_command(
             if imatrix is None
             else _read_imatrix(imatrix, opened, console, limit=None if verbose else 8)
         )
+        if fit is not None and calibration is not None and importance is not None:
+            options = FitOptions(fit, context, kv_type, margin)
+            recipes = [
+                fit_recipe(
+                    opened, calibration, importance, options, console=console, n_threads=n_threads
+                )
+            ]
+        else:
+            recipes = [
+                with_overrides(
+                    load_recipe(name),
+                    tensor_types=tensor_types or (),
+                    token_embedding_type=token_embedding_type,
+                    output_type=output_type,
+                )
+                for name in types or ["Q4_K_M"]
+            ]
         rounder = _rounder(opened, recipes, importance, calibration, rounding, device)
         plans = _plan(
             opened,
@@ -162,9 +197,8 @@ def gguf_command(
             importance,
             out,
             row_source=rounder,
-            split_nbytes=_parse_size(split_size),
+            split_nbytes=None if split_size is None else parse_nbytes(split_size, "--split-size"),
         )
-        n_threads = threads or n_cores()
         if dry_run:
             estimate = estimate_export(opened, plans, n_threads=n_threads)
             if as_json:
@@ -204,6 +238,16 @@ def _read_imatrix(
     for line in match_imatrix(imatrix, checkpoint.model).lines(limit):
         console.print(line, soft_wrap=True)
     return imatrix
+
+
+def _check_fit(fit: str, calibration: Path | None, *, type_is_given: bool) -> None:
+    if calibration is None:
+        raise UsageError(
+            f"--fit {fit}: needs to know what matters; give the folder that "
+            "`qwq calibrate --sensitivities` made as --calibration"
+        )
+    if type_is_given:
+        raise UsageError(f"--fit {fit}: chooses all types; leave the options for types out")
 
 
 def _imatrix_of(calibration: Path, imatrix: Path | None) -> Path:
@@ -294,16 +338,6 @@ def _plan(
         )
         for recipe, path in zip(recipes, paths, strict=True)
     ]
-
-
-def _parse_size(text: str | None) -> int | None:
-    """Bytes from a number with K, M, G or T, in powers of ten, as in "4GB"."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B?", text.upper())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"--split-size {text}: is no size; give one such as 4GB or 500MB")
-    return int(float(match[1]) * 1000 ** (1 + "KMGT".index(match[2])))
 
 
 def _export(

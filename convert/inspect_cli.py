@@ -18,16 +18,27 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def inspect(
     file: Annotated[Path, typer.Argument(help="GGUF file; of several parts the first.")],
     *,
+    recipe: Annotated[
+        bool,
+        typer.Option("--recipe", help="Print the recipe it was made by, a TOML file for --type."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show a GGUF file's sizes by type, its types by layer, its metadata, and warnings.
 
     Only the header is read, so it takes a moment whatever the file's size.
     """
+    from convert.errors import QwqError
     from convert.gguf_parts import read_model
+    from convert.provenance import RECIPE
 
     model = read_model(file)
-    if as_json:
+    if recipe:
+        text = model.metadata.get(RECIPE)
+        if not isinstance(text, str):
+            raise QwqError(f"{file}: says nothing of a recipe; only files of `qwq convert gguf` do")
+        typer.echo(text, nl=False)
+    elif as_json:
         typer.echo(json.dumps(_document(model), indent=2, ensure_ascii=True))
     else:
         _show(model)

@@ -84,15 +84,19 @@ class LayerStream:
         layer.eval().requires_grad_(False)
         return layer.to(self.device)
 
-    def layers(self, start: int = 0) -> Iterator[tuple[int, Qwen2DecoderLayer]]:
-        """Each layer from `start` on with its index; the next is read while the caller computes."""
-        n_layers = self.checkpoint.model.n_layers
+    def layers(
+        self, start: int = 0, *, backwards: bool = False
+    ) -> Iterator[tuple[int, Qwen2DecoderLayer]]:
+        """Each layer with its index; the next is read while the caller computes.
+
+        start: how many to leave out. backwards: from the last layer to the first.
+        """
+        order = range(self.checkpoint.model.n_layers)[:: -1 if backwards else 1][start:]
         with ThreadPoolExecutor(1) as reader:
-            coming = [reader.submit(self.load_layer, i) for i in range(start, n_layers)[:1]]
-            for index in range(start, n_layers):
+            coming = [reader.submit(self.load_layer, index) for index in order[:1]]
+            for n_done, index in enumerate(order, start=1):
                 layer = coming.pop().result()
-                if index + 1 < n_layers:
-                    coming.append(reader.submit(self.load_layer, index + 1))
+                coming += [reader.submit(self.load_layer, later) for later in order[n_done:][:1]]
                 yield index, layer
 
     def embed(self, batches: Sequence[TokenBatch]) -> Iterator[torch.Tensor]:
