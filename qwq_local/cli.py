@@ -179,7 +179,12 @@ def ask(
         if as_json:
             typer.echo(_as_json(qwq, collect(events)))
         else:
-            print_reply(events, thought=not quiet, figures=verbose)
+            print_reply(
+                events,
+                thought="hidden" if quiet else "dimmed",
+                figures=verbose,
+                markdown=sys.stdout.isatty(),
+            )
 
 
 @app.command()
@@ -199,10 +204,13 @@ def chat(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     presence_penalty: PresencePenalty = None,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Show a thought as one line with its length and time.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Converse; Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
-    from qwq_local import terminal
+    from qwq_local.chat import run_chat
 
     settings: dict[str, Any] = {
         "context": context,
@@ -221,7 +229,7 @@ def chat(
             repetition_penalty=repetition_penalty,
             presence_penalty=presence_penalty,
         )
-        terminal.chat(qwq, system=system, sampling=sampling, seed=seed)
+        run_chat(qwq, system=system, sampling=sampling, seed=seed, folded=fold)
 
 
 @app.command()

@@ -161,6 +161,22 @@ class Session:
                 )
             self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
+    def take_back(self) -> str | None:
+        """Remove the last question and all that followed; the question, None where there is none.
+
+        A further reply to it is another one, since the seed goes on by one. Raises UsageError
+        during a reply.
+        """
+        with self._lock:
+            self._check_idle()
+            asked = [i for i, m in enumerate(self._messages) if m["role"] == "user"]
+            if not asked:
+                return None
+            question: str = self._messages[asked[-1]]["content"]
+            self._messages = self._messages[: asked[-1]]
+            self._seed = (self._seed + 1) % (MAX_SEED + 1)
+            return question
+
     def save(self, path: str | Path, *, cache: bool = False, force: bool = False) -> None:
         """Write the conversation to a file, whole or not at all.
 

@@ -1,88 +1,190 @@
-"""Replies and conversations in a terminal: answers on stdout, all else on stderr."""
+"""Replies in a terminal: answers on stdout, all else on stderr."""
+
+from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
-from typing import TextIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, TextIO
 
 import typer
 
-from convert.errors import QwqError
-from qwq_local.model import QwQ
 from qwq_local.reply import Answer, Done, Event, Notice, Reasoning, ToolCall
-from qwq_local.sampling import Sampling
 
-CHAT_HELP = """\
-/help            this list
-/system TEXT     start anew with this system prompt
-/clear           start anew
-/exit            leave, as does Ctrl-D
-Ctrl-C stops a reply; the conversation goes on as if it had not been asked for."""
+if TYPE_CHECKING:
+    from rich.markdown import Markdown
 
+    from qwq_local.memory_plan import MemoryPlan
+
+Thought = Literal["dimmed", "folded", "hidden"]
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
+_LINE_S = 0.2  # between two updates of the line of a folded thought
 
 
-def print_reply(events: Iterator[Event], *, thought: bool, figures: bool) -> None:
+def print_reply(
+    events: Iterator[Event], *, thought: Thought, figures: bool, markdown: bool = False
+) -> None:
     """Write a reply as it comes; its thought, notices and figures go to stderr.
 
-    thought: whether the thought is shown. figures: whether counts and speed are, at the end.
+    thought: how the thought is shown. figures: whether counts and speed are, at the end. markdown:
+    whether the answer is laid out, for a terminal.
     """
-    answered = thinking = False
-    for event in events:
-        if thinking and not isinstance(event, Reasoning):
-            typer.echo("\n", err=True)
-            thinking = False
-        match event:
-            case Reasoning(text):
-                if thought:
-                    typer.secho(_shown(text, sys.stderr), dim=True, nl=False, err=True)
-                    thinking = True
-            case Answer(text):
-                typer.echo(_shown(text, sys.stdout), nl=False)
-                sys.stdout.flush()
-                answered = True
-            case ToolCall(name=name, arguments=arguments):
-                typer.echo(f"calls {name}({arguments})", err=True)
-            case Notice(text=text):
-                note(text)
-            case Done():
-                if answered:
-                    typer.echo()
-                _print_end(event, figures=figures)
+    answered = False
+    with ThoughtPrinter(thought) as thoughts, AnswerPrinter(markdown=markdown) as answers:
+        for event in events:
+            if not isinstance(event, Reasoning):
+                thoughts.end()
+            match event:
+                case Reasoning(text):
+                    thoughts.feed(text)
+                case Answer(text):
+                    answers.feed(text)
+                    answered = True
+                case ToolCall(name=name, arguments=arguments):
+                    note(_shown(f"calls {name}({arguments})", sys.stderr), dim=False)
+                case Notice(text=text):
+                    note(text)
+                case Done():
+                    answers.end()
+                    if answered and not markdown:
+                        typer.echo()
+                    _print_end(event, figures=figures)
 
 
-def note(text: str) -> None:
+def note(text: str, *, dim: bool = True) -> None:
     """One line on stderr about what is going on."""
-    typer.secho(text, dim=True, err=True)
+    typer.secho(text, dim=dim, err=True)
 
 
-def chat(qwq: QwQ, *, system: str | None, sampling: Sampling, seed: int | None) -> None:
-    """Converse until the input ends."""
-    _enable_line_editing()
-    note(f"{qwq.name}; /help lists the commands")
-    session = qwq.session(system=system, sampling=sampling, seed=seed)
-    while (line := _read_line()) is not None:
-        command, _, argument = line.strip().partition(" ")
-        match command:
-            case "":
-                continue
-            case "/exit" | "/quit":
-                return
-            case "/help":
-                note(CHAT_HELP)
-            case "/clear" | "/system":
-                system = argument.strip() or None if command == "/system" else system
-                session = qwq.session(system=system, sampling=sampling, seed=seed)
-                note("a new conversation")
-            case _ if command.startswith("/"):
-                note(f"{command}: no such command; /help lists them")
-            case _:
-                try:
-                    print_reply(session.send(line), thought=True, figures=False)
-                except KeyboardInterrupt:
-                    note("\nstopped")
-                except QwqError as error:
-                    note(f"error: {error}")
+def plan_lines(memory: MemoryPlan) -> Iterator[str]:
+    """What a model takes of each device."""
+    from convert.files import format_nbytes
+
+    yield (
+        f"{memory.context:,} tokens, kv_cache in {memory.kv_type}, batches of {memory.batch}, "
+        f"{memory.n_gpu_layers} layers on GPUs"
+    )
+    for share in memory.shares:
+        yield (
+            f"  {share.device.name}: weights {format_nbytes(share.weights_nbytes)}, kv_cache "
+            f"{format_nbytes(share.kv_nbytes)}, compute {format_nbytes(share.compute_nbytes)}"
+        )
+
+
+class ThoughtPrinter:
+    """A thought as it comes, or one line with its length and time."""
+
+    def __init__(self, thought: Thought) -> None:
+        self._thought = thought
+        self._is_terminal = sys.stderr.isatty()
+        self._began_s: float | None = None
+        self._shown_s = 0.0
+        self._n_pieces = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def feed(self, text: str) -> None:
+        now_s = time.monotonic()
+        if self._began_s is None:
+            self._began_s = now_s
+        self._n_pieces += 1
+        if self._thought == "dimmed":
+            typer.secho(_shown(text, sys.stderr), dim=True, nl=False, err=True)
+        elif self._thought == "folded" and self._is_terminal and now_s - self._shown_s > _LINE_S:
+            self._shown_s = now_s
+            self._show("thinking")
+
+    def end(self) -> None:
+        if self._began_s is None:
+            return
+        if self._thought == "dimmed":
+            typer.echo("\n", err=True)
+        elif self._thought == "folded":
+            self._show("thought", last=True)
+        self._began_s = None
+        self._n_pieces = 0
+
+    def _show(self, verb: str, *, last: bool = False) -> None:
+        assert self._began_s is not None
+        start = "\r\x1b[K" if self._is_terminal else ""
+        elapsed_s = time.monotonic() - self._began_s
+        line = f"{start}{verb} for {elapsed_s:.1f} s, about {self._n_pieces:,} tokens"
+        typer.secho(line, dim=True, err=True, nl=last)
+
+
+class AnswerPrinter:
+    """An answer as it comes: its text, or its Markdown laid out block by block."""
+
+    def __init__(self, *, markdown: bool) -> None:
+        self._text = ""
+        self._live = None
+        if markdown:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=sys.stdout)
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def feed(self, text: str) -> None:
+        text = _shown(text, sys.stdout)
+        if self._live is None:
+            typer.echo(text, nl=False)
+            sys.stdout.flush()
+            return
+        self._live.start()
+        self._text += text
+        done, self._text = split_blocks(self._text)
+        if done:
+            self._live.console.print(_markdown(done))
+        self._live.update(_markdown(self._text), refresh=True)
+
+    def end(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            if self._text:
+                self._live.console.print(_markdown(self._text))
+            self._text = ""
+
+
+def split_blocks(text: str) -> tuple[str, str]:
+    """Markdown that nothing which follows can change, and the rest."""
+    fenced, cut, end = False, 0, 0
+    for line in text.splitlines(keepends=True):
+        end += len(line)
+        if _FENCE.match(line):
+            fenced = not fenced
+        elif not fenced and line == "\n":
+            cut = end
+    return text[:cut], text[cut:]
+
+
+def _markdown(text: str) -> Markdown:
+    from rich.markdown import Markdown
+
+    return Markdown(text, hyperlinks=False)
 
 
 def _print_end(done: Done, *, figures: bool) -> None:
@@ -102,25 +204,6 @@ def _print_end(done: Done, *, figures: bool) -> None:
         )
 
 
-def _read_line() -> str | None:
-    """The next line, "" where Ctrl-C took it back, None at the end of the input."""
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return None
-    except KeyboardInterrupt:
-        typer.echo()
-        return ""
-
-
 def _shown(text: str, stream: TextIO) -> str:
     """What a terminal may see: a model's control characters are none of its business."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if stream.isatty() else text
-
-
-def _enable_line_editing() -> None:
-    """Let input() have history and editing, where the platform has them."""
-    try:
-        import readline  # noqa: F401 - importing it is what enables it
-    except ImportError:
-        return
