@@ -18,7 +18,7 @@ from qwq_local.respond import Request, respond, rope_notice
 from qwq_local.rope import Yarn
 from qwq_local.saved import identify
 from qwq_local.stream import Control
-from qwq_local.turn import Turn
+from qwq_local.turn import Turn, sampling_notices
 
 N_PIECES = 256
 """Texts between control tokens whose ids are kept: the messages of earlier turns."""
@@ -33,10 +33,11 @@ class LocalModel:
     """
 
     def __init__(
-        self, engine: Engine, description: Description, path: Path, *, repair_template: bool
+        self, engine: Engine, description: Description, path: Path, *, repair_template: bool = True
     ) -> None:
         self.engine = engine
-        self._path = path
+        self.path: Path | str = path
+        self.name = description.name
         self.description = description
         self.sampling = description.sampling
         self._tokenize = lru_cache(N_PIECES)(
@@ -99,7 +100,7 @@ class LocalModel:
     def bound_to(self) -> dict[str, str]:
         """By what this model is told from others, for sessions that are saved."""
         template = hashlib.sha256(self.description.template.encode()).hexdigest()
-        return {"model": identify(self._path), "template": template}
+        return {"model": identify(self.path), "template": template}
 
     def export_cache(self, turn: Turn, role: str) -> tuple[list[int], bytes]:
         """What warm would read, and the kv_cache of it."""
@@ -176,15 +177,7 @@ class LocalModel:
             notices.append(
                 Notice("template", "the chat template opens no thought; <think> was added to it")
             )
-        if turn.sampling.greedy:
-            notices.append(
-                Notice("sampling", "greedy decoding: QwQ tends to repeat itself without end")
-            )
-        if turn.sampling.repetition_penalty != 1:
-            notices.append(
-                Notice("sampling", "a repetition penalty: QwQ's thoughts need to repeat words")
-            )
-        return prompt, notices
+        return prompt, notices + sampling_notices(turn.sampling)
 
     def _request(self, turn: Turn, prompt: Prompt) -> Request:
         plan, limits = self.engine.rope_plan, turn.limits

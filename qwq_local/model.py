@@ -26,19 +26,10 @@ class QwQ:
     that overlap take turns.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        description: Description,
-        path: Path,
-        *,
-        repair_template: bool = True,
-    ) -> None:
-        self._model: LocalModel | RemoteModel = LocalModel(
-            engine, description, path, repair_template=repair_template
-        )
-        self.path: Path | str = path
-        self.name = description.name
+    def __init__(self, model: LocalModel | RemoteModel) -> None:
+        self._model = model
+        self.path = model.path
+        self.name = model.name
 
     @property
     def sampling(self) -> Sampling:
@@ -98,10 +89,7 @@ class QwQ:
         Raises QwqError where there is no model or it cannot be loaded.
         """
         if str(path).startswith(("http://", "https://")):
-            remote = cls.__new__(cls)
-            remote._model = RemoteModel(str(path))
-            remote.path, remote.name = str(path), remote._model.name
-            return remote
+            return cls(RemoteModel(str(path)))
         model = find_model(Path(path))
         settings = EngineSettings(
             context,
@@ -121,7 +109,7 @@ class QwQ:
             )
         else:
             engine, description = _load_folder(model.path, settings)
-        return cls(engine, description, model.path, repair_template=repair_template)
+        return cls(LocalModel(engine, description, model.path, repair_template=repair_template))
 
     def session(
         self,

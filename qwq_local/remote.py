@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag, urlsplit
 
@@ -28,7 +29,7 @@ from qwq_local.sampling import Sampling
 from qwq_local.sse import Server
 from qwq_local.stream import Control
 from qwq_local.tools import CALL_CLOSE, CALL_OPEN, parse_call
-from qwq_local.turn import Turn
+from qwq_local.turn import Turn, sampling_notices
 
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 _FINISH_REASONS = {"stop": "stop", "length": "length", "tool_calls": "tool_calls"}
@@ -44,6 +45,7 @@ class RemoteModel:
     """
 
     def __init__(self, url: str) -> None:
+        self.path: Path | str = url
         base, name = urldefrag(url)
         host = urlsplit(base).hostname
         if not host:
@@ -59,8 +61,7 @@ class RemoteModel:
         """Stream the reply to a turn."""
         if turn.limits.reasoning_seconds is not None:
             yield Notice("unsupported", "the server takes no budget in seconds; it is left out")
-        if turn.sampling.greedy:
-            yield Notice("sampling", "greedy decoding: QwQ tends to repeat itself without end")
+        yield from sampling_notices(turn.sampling)
         yield from _RemoteReply(self._server, self._body(turn), turn, control).events()
 
     def fits(self, _turn: Turn) -> bool:

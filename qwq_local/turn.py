@@ -7,6 +7,7 @@ from typing import Any
 from convert.errors import UsageError
 from qwq_local.engine import OnProgress
 from qwq_local.messages import Message
+from qwq_local.reply import Notice
 from qwq_local.sampling import Sampling
 
 
@@ -56,3 +57,13 @@ class Turn:
     call_prefix: str = "call_"
     yarn: bool = False
     on_progress: OnProgress | None = None
+
+
+def sampling_notices(sampling: Sampling) -> list[Notice]:
+    """What to say of sampling that hurts a thought."""
+    notices = []
+    if sampling.greedy:
+        notices.append("greedy decoding: QwQ tends to repeat itself without end")
+    if sampling.repetition_penalty != 1:
+        notices.append("a repetition penalty: QwQ's thoughts need to repeat words")
+    return [Notice("sampling", text) for text in notices]

@@ -11,6 +11,7 @@ from quant_eval.reference_store import EvaluationTokens
 from quant_eval.results import EvaluationSettings
 from quant_eval.tasks import Problem
 from qwq_local import QwQ
+from qwq_local.local import LocalModel
 from tests.fakes import FakeEngine, describe_fake
 from tests.synthetic import CHAT_TEMPLATE
 
@@ -22,7 +23,7 @@ def no_progress(_stage: str, _done: int, _total: int) -> None:
 
 
 def telling(*replies: str) -> QwQ:
-    return QwQ(FakeEngine(*replies), describe_fake(CHAT_TEMPLATE), Path("fake"))
+    return QwQ(LocalModel(FakeEngine(*replies), describe_fake(CHAT_TEMPLATE), Path("fake")))
 
 
 def worked(problem: Problem) -> str:

@@ -12,19 +12,33 @@ from quant_eval.pipeline import CALIBRATION
 from quant_eval.results import EvaluationSettings
 from quant_eval.tasks import TASKS, Problem
 from qwq_local import QwQ
+from qwq_local.local import LocalModel
 from tests.fakes import FakeEngine, describe_fake
 from tests.synthetic import CHAT_TEMPLATE
 
 
 def telling(*replies: str) -> QwQ:
-    return QwQ(FakeEngine(*replies), describe_fake(CHAT_TEMPLATE), Path("fake"))
+    return QwQ(LocalModel(FakeEngine(*replies), describe_fake(CHAT_TEMPLATE), Path("fake")))
 
 
 def test_the_built_in_texts_share_nothing() -> None:
     """Catches an evaluation on what GPTQ was calibrated on."""
     calibration = {one.digest for one in (*load_conversations(CALIBRATION), *built_in_passages())}
-    evaluation = {one.digest for one in load_conversations(suite.EVALUATION_TEXT)}
+    evaluation = {one.digest for one in suite.read_evaluation_text(None, general=True)[0]}
+    assert len(evaluation) > 160
     assert not calibration & evaluation
+
+
+def test_the_text_for_other_models_is_broad() -> None:
+    """Catches a judgement of QwQ by nano-qwq's sums alone, and of nano-qwq by what it never saw."""
+    own, own_sha256 = suite.read_evaluation_text(None)
+    conversations, sha256 = suite.read_evaluation_text(None, general=True)
+    assert {one.kind for one in own} == set(TASKS)
+    kinds = {one.kind for one in conversations[:24]}
+    assert {"mathematics", "code", "reasoning", "tools", "prose", "chinese", "arabic"} <= kinds
+    assert all(one.reasoning and one.answer for one in conversations)
+    assert any(one.tools for one in conversations if one.kind == "tools")
+    assert sha256 != own_sha256
 
 
 def test_kinds_take_turns() -> None:
@@ -69,7 +83,7 @@ def test_a_mute_model_fails_the_check() -> None:
 
 def test_large_models_are_measured_in_part() -> None:
     """Catches hours of sampling that nobody asked for."""
-    assert suite.default_settings(4_000_000).n_problems > 0
-    large = suite.default_settings(32_000_000_000)
+    assert suite.default_settings(is_small=True).n_problems > 0
+    large = suite.default_settings(is_small=False)
     assert large.n_problems == 0
     assert large.n_tokens <= 4096

@@ -242,7 +242,11 @@ def test_what_a_server_cannot_do_is_said(server: Scripted) -> None:
     )
     with pytest.raises(UsageError, match="no GBNF grammar; give a schema"):
         ask(server, SCRIPTS["vLLM"], answer_format="root ::= [a-z]")
+    server.scripts.append(SCRIPTS["vLLM"])
     with QwQ.open(server.url) as qwq:
+        reply = qwq.ask("?", sampling=Sampling(temperature=0, repetition_penalty=1.1))
+        assert [notice.kind for notice in reply.notices] == ["sampling", "sampling"]
+        assert qwq.path == server.url
         with pytest.raises(UsageError, match="a server runs this model"):
             _ = qwq.engine
         assert qwq.name == "qwq-32b"

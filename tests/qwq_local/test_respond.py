@@ -10,6 +10,7 @@ import pytest
 
 from convert.errors import ContextError, QwqError, UsageError
 from qwq_local import Answer, Done, Notice, QwQ, Reasoning, Reply, Stream
+from qwq_local.local import LocalModel
 from qwq_local.respond import CLOSING, HINT
 from qwq_local.rope import RopePlan, Yarn
 from tests.fakes import FakeEngine, describe_fake
@@ -229,7 +230,7 @@ def test_a_cancelled_task_cancels_its_reply() -> None:
 
     async def converse() -> int:
         engine = Slow(LONG, REPLY)
-        session = QwQ(engine, describe_fake(TEMPLATE), Path("fake")).session()
+        session = QwQ(LocalModel(engine, describe_fake(TEMPLATE), Path("fake"))).session()
         task = asyncio.create_task(session.aask("?"))
         await asyncio.sleep(0.1)
         task.cancel()
@@ -334,12 +335,8 @@ def test_a_template_that_opens_no_thought_is_repaired_or_refused(end: str) -> No
     reply = qwq.ask("?")
     assert (reply.reasoning, kinds(reply)) == ("Hm.", ["template"])
     assert prompt_of(engine).endswith("<|im_start|>assistant\n<think>\n")
-    strict = QwQ(
-        FakeEngine(REPLY),
-        describe_fake(template_ending(end)),
-        Path("fake"),
-        repair_template=False,
-    )
+    description = describe_fake(template_ending(end))
+    strict = QwQ(LocalModel(FakeEngine(REPLY), description, Path("fake"), repair_template=False))
     with pytest.raises(QwqError, match="would skip its thought; use the template"):
         strict.ask("?")
 

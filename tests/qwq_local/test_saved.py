@@ -7,6 +7,7 @@ import pytest
 
 from convert.errors import OutputExistsError, QwqError, UsageError
 from qwq_local import QwQ, Sampling
+from qwq_local.local import LocalModel
 from tests.fakes import FakeEngine, describe_fake
 from tests.qwq_local.test_session import REPLY, TEMPLATE, TOOLS, model
 from tests.qwq_local.test_warm import COUNTING
@@ -86,7 +87,7 @@ def test_it_is_bound_to_its_model(tmp_path: Path, bf16_gguf: Path, gguf_qwq: QwQ
     session.save(path)
     with pytest.raises(QwqError, match=r"was saved with another model .*; open the model"):
         gguf_qwq.load_session(path)
-    other = QwQ(FakeEngine(), describe_fake(TEMPLATE + " "), Path("fake"))
+    other = QwQ(LocalModel(FakeEngine(), describe_fake(TEMPLATE + " "), Path("fake")))
     with pytest.raises(QwqError, match="was saved with another template"):
         other.load_session(path)
     saved = json.loads(path.read_bytes().partition(b"\n")[0])

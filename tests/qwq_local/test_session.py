@@ -8,6 +8,7 @@ import pytest
 
 from convert.errors import QwqError, UsageError
 from qwq_local import Answer, Done, Notice, QwQ, Reasoning, Reply, Sampling, ToolCall
+from qwq_local.local import LocalModel
 from qwq_local.reply import Event
 from tests.fakes import FakeEngine, describe_fake
 
@@ -24,7 +25,7 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
 def model(*replies: str, template: str = TEMPLATE) -> tuple[QwQ, FakeEngine]:
     engine = FakeEngine(*replies)
-    return QwQ(engine, describe_fake(template), Path("fake")), engine
+    return QwQ(LocalModel(engine, describe_fake(template), Path("fake"))), engine
 
 
 def prompt_of(engine: FakeEngine, n: int = -1) -> str:
@@ -125,10 +126,25 @@ def test_a_cut_reply_says_so() -> None:
     assert [notice.kind for notice in reply.notices] == ["unfinished_thought"]
 
 
-def test_greedy_decoding_is_noticed() -> None:
-    qwq, _ = model(REPLY)
-    reply = qwq.ask("?", sampling=Sampling(temperature=0))
-    assert [notice.kind for notice in reply.notices] == ["sampling"]
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (Sampling(), []),
+        (Sampling(temperature=0), ["greedy decoding"]),
+        (Sampling(repetition_penalty=1.05), ["a repetition penalty"]),
+        (Sampling(repetition_penalty=0.9), ["a repetition penalty"]),
+        (Sampling(temperature=0, repetition_penalty=2), ["greedy decoding", "a repetition"]),
+        (Sampling(presence_penalty=1.5, top_k=0, min_p=0.1), []),
+    ],
+)
+def test_sampling_that_hurts_thoughts_is_noticed(sampling: Sampling, words: list[str]) -> None:
+    """Would catch a reply that repeats without end, and nobody told why."""
+    qwq, _ = model(REPLY, REPLY)
+    for reply in (qwq.ask("?", sampling=sampling), qwq.session(sampling=sampling).ask("?")):
+        assert [notice.kind for notice in reply.notices] == ["sampling"] * len(words)
+        for notice, word in zip(reply.notices, words, strict=True):
+            assert notice.text.startswith(word)
+        assert reply.answer == "Yes."
 
 
 def test_characters_cut_across_tokens_come_whole() -> None:

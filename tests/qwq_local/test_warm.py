@@ -8,6 +8,7 @@ import pytest
 
 from qwq_local import QwQ, Sampling
 from qwq_local.engines.loop import REUSE_UNIT
+from qwq_local.local import LocalModel
 from qwq_local.rope import Yarn
 from tests.fakes import FakeEngine, describe_fake
 from tests.qwq_local.test_session import REPLY, TEMPLATE
@@ -55,7 +56,7 @@ class SlowPrefill(FakeEngine):
 def test_reading_ahead_is_given_up_for_a_message(n_turns: int) -> None:
     """Would catch a message that waits until the idle work is done."""
     engine = SlowPrefill(*[REPLY] * n_turns)
-    qwq = QwQ(engine, describe_fake(TEMPLATE), Path("fake"))
+    qwq = QwQ(LocalModel(engine, describe_fake(TEMPLATE), Path("fake")))
     session = qwq.session()
     for _ in range(n_turns):
         session.ask("x" * 900)
@@ -73,7 +74,7 @@ def test_what_is_read_ahead_is_what_the_next_prompt_begins_with() -> None:
     call = 'Hm.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
     engine = FakeEngine(REPLY, call, REPLY)
-    qwq = QwQ(engine, describe_fake(TEMPLATE), Path("fake"))
+    qwq = QwQ(LocalModel(engine, describe_fake(TEMPLATE), Path("fake")))
     session = qwq.session(tools=tools)
     warmed = []
     session.ask("?")

@@ -12,6 +12,7 @@ import uvicorn
 from openai import OpenAI
 
 from qwq_local import QwQ
+from qwq_local.local import LocalModel
 from qwq_local.server.app import ServerSettings, create_app
 from qwq_local.server.chat_wire import ReasoningForm
 from qwq_local.server.engine_room import EngineRoom
@@ -73,7 +74,7 @@ class Repeating(FakeEngine):
 
 
 def fake_qwq(*replies: str, engine: FakeEngine | None = None) -> QwQ:
-    return QwQ(engine or FakeEngine(*replies), describe_fake(TEMPLATE), Path("fake"))
+    return QwQ(LocalModel(engine or FakeEngine(*replies), describe_fake(TEMPLATE), Path("fake")))
 
 
 @contextlib.contextmanager
