@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -49,6 +49,17 @@ def command(
         str,
         typer.Option(help="auto, native or yarn; auto switches only where one reply is made."),
     ] = "auto",
+    engine: Annotated[
+        Literal["own", "vllm"],
+        typer.Option(help="vllm starts vLLM on a GPTQ folder or a checkpoint instead."),
+    ] = "own",
+    gpus: Annotated[
+        int | None,
+        typer.Option(help="For vllm: GPUs of a host that share the model (default: all it can)."),
+    ] = None,
+    hosts: Annotated[
+        int, typer.Option(min=1, help="For vllm: machines, joined by Ray, that share it.")
+    ] = 1,
     reasoning: Annotated[
         str,
         typer.Option(help="Where thoughts go: separate, or inline as <think> in the content."),
@@ -108,6 +119,20 @@ def command(
         key, is_new = find_key(file, os.environ)
         if is_new:
             typer.echo(f"key, shown this once and kept in {file}: {key}", err=True)
+    if engine == "vllm":
+        from qwq_local.vllm import VllmSettings, run_vllm
+
+        vllm = VllmSettings(
+            host,
+            port,
+            context,
+            cast("RopeMode", rope),
+            gpus,
+            hosts,
+            None if parallel == 1 else parallel,
+            tls,
+        )
+        run_vllm(path, vllm, key=key, environment=os.environ)
     access = Access(
         frozenset({*LOOPBACK, listening.host, *(allow_host or ())}),
         frozenset(allow_origin or ()),
