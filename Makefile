@@ -7,8 +7,14 @@ READY = .venv/ready
 MODEL =
 QUANT =
 OUT =
+# In place of QUANT: the memory of a device, the context and the kv_cache's type that go with it.
+FIT =
+CTX = 32768
+KV = f16
 # What `make eval` measures against MODEL.
 FILES = models/nano-qwq/*.gguf
+# What `make gate` holds the bundled model's files against.
+BASELINE = quant_eval/data/nano-baseline.json
 # What `make test` hands to pytest, as in TESTS="tests/convert -k golden".
 TESTS =
 
@@ -26,15 +32,27 @@ $(READY): pyproject.toml constraints.txt scripts/setup.py scripts/install.py scr
 	@$(PYTHON) scripts/setup.py
 	@touch $(READY)
 
-quantize: $(READY) ## quantize, check and evaluate a model (MODEL=, QUANT="Q4_K_M gptq-4bit", OUT=)
-	@model='$(MODEL)'; out='$(OUT)'; set --; \
+quantize: $(READY) ## quantize, check and evaluate a model (MODEL=, QUANT="Q4_K_M gptq-4bit", FIT=24GiB CTX=32768, OUT=)
+	@model='$(MODEL)'; out='$(OUT)'; fit='$(FIT)'; set --; \
 	for type in $(QUANT); do set -- "$$@" --type "$$type"; done; \
+	[ -z "$$fit" ] || set -- "$$@" --fit "$$fit" --context '$(CTX)' --kv '$(KV)'; \
 	$(BIN)/qwq quantize $${model:+"$$model"} "$$@" $${out:+--out "$$out"}
 
 eval: $(READY) ## measure files that are there against MODEL (FILES="a.gguf b.gguf", OUT=)
 	@model='$(MODEL)'; out='$(OUT)'; \
 	$(BIN)/qwq eval run $(FILES) --reference "$${model:-quant_eval/nano/checkpoint}" \
 	$${out:+--out "$$out"}
+
+gate: $(READY) ## fail where a file of `make quantize` is worse than the committed baseline
+	@for name in Q8_0.gguf Q6_K.gguf Q4_K_M.gguf Q2_K.gguf gptq-4bit; do echo "nano-qwq-$$name:"; \
+	$(BIN)/qwq eval gate models/nano-qwq/nano-qwq-$$name --baseline $(BASELINE) \
+	--reference quant_eval/nano/checkpoint -o models/nano-qwq || exit; done
+
+baseline: $(READY) ## make the baseline of `make gate` anew, from what `make quantize` made
+	@$(BIN)/qwq eval baseline models/nano-qwq/nano-qwq-Q8_0.gguf models/nano-qwq/nano-qwq-Q6_K.gguf \
+	models/nano-qwq/nano-qwq-Q4_K_M.gguf models/nano-qwq/nano-qwq-Q2_K.gguf \
+	models/nano-qwq/nano-qwq-gptq-4bit --reference quant_eval/nano/checkpoint -o models/nano-qwq \
+	--save $(BASELINE) --force
 
 test: $(READY) ## run all tests (TESTS="tests/convert -k golden" for some)
 	@$(BIN)/python -m pytest $(TESTS)
@@ -49,7 +67,7 @@ format: $(READY) ## lay the code out
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-encoders bench-convert bench-calibrate bench-run ## run all benchmarks; docs/LOG.md holds their figures
+bench: bench-encoders bench-convert bench-calibrate bench-layer bench-run bench-serve ## run all benchmarks; docs/LOG.md holds their figures
 
 bench-encoders: $(READY) ## compare our block encoders with three builds of ggml's: bytes and speed
 	@$(BIN)/python benchmarks/encoders.py
@@ -60,8 +78,14 @@ bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and lla
 bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding and GPTQ: KL, time, memory
 	@$(BIN)/python benchmarks/calibration.py
 
+bench-layer: $(READY) ## run calibration and GPTQ on a layer of QwQ-32B's shapes: what the whole costs
+	@$(BIN)/python benchmarks/real_layer.py
+
 bench-run: $(READY) ## compare the runtime with llama.cpp's bare loop and with llama-cpp-python
 	@$(BIN)/python benchmarks/runtime.py
+
+bench-serve: $(READY) ## compare our server with llama-cpp-python's: 1, 4, 8 clients, second turns
+	@$(BIN)/python benchmarks/serving.py
 
 soak: $(READY) ## ask a server for 15 minutes, wildly: flat memory, no reply lost
 	@$(BIN)/python benchmarks/soak_server.py
@@ -72,4 +96,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval test lint format bench bench-encoders bench-run bench-convert bench-calibrate soak constraints clean
+.PHONY: help setup quantize eval gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-layer bench-serve soak constraints clean
