@@ -13,7 +13,7 @@ from convert.metadata_parity import metadata_differences
 from convert.provenance import RECIPE
 from convert.verify import verify_model
 from quant_eval.measurement import Measured
-from quant_eval.metrics import METRICS, samples_of, tails_of
+from quant_eval.metrics import is_metric, samples_of, tails_of
 from quant_eval.paired import MIN_CLUSTERS, Sample
 from quant_eval.results import EvaluationSettings, Report, to_json, write_json
 
@@ -55,23 +55,25 @@ class Baseline:
 def make_entry(measured: Measured, checkpoint: Checkpoint, *, threads: int | None) -> Entry:
     """The entry of a file that was measured; raises GgufError where its tensors are damaged."""
     tails = tails_of(measured)
-    is_gguf = measured.path.is_file()
+    path = measured.path
+    assert path is not None
+    is_gguf = path.is_file()
     if is_gguf:
-        checks = list(verify_model(measured.path, source=checkpoint, threads=threads))
+        checks = list(verify_model(path, source=checkpoint, threads=threads))
         broken = [check.message for check in checks if check.problem]
         if broken:
             raise QwqError(f"{broken[0]}; a baseline is made of sound files")
     return Entry(
-        name=measured.path.name,
+        name=measured.name,
         sha256=measured.sha256,
-        recipe=str(read_header(measured.path).metadata.get(RECIPE, "")) if is_gguf else "",
+        recipe=str(read_header(path).metadata.get(RECIPE, "")) if is_gguf else "",
         tails=tails,
         samples={
             name: shortened(sample)
             for name, sample in samples_of(measured, tails).items()
             if len(sample.counts) >= MIN_CLUSTERS
         },
-        differences=differences_of(measured.path, checkpoint) if is_gguf else None,
+        differences=differences_of(path, checkpoint) if is_gguf else None,
         weights={one.tensor.name: one.error.relative for one in checks if one.error is not None}
         if is_gguf
         else None,
@@ -110,7 +112,9 @@ def load_baseline(path: Path) -> Baseline:
             model=data["model"],
             checkpoint_sha256=data["checkpoint_sha256"],
             evaluation_sha256=data["evaluation_sha256"],
-            settings=EvaluationSettings(**data["settings"]),
+            settings=EvaluationSettings(
+                **data["settings"] | {"needles": tuple(data["settings"].get("needles", ()))}
+            ),
             environment=data["environment"],
             entries=tuple(map(_entry_from_json, data["entries"])),
         )
@@ -162,7 +166,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> Entry:
         recipe=data["recipe"],
         tails=data["tails"],
         samples={
-            name: _sample_from_json(one) for name, one in data["samples"].items() if name in METRICS
+            name: _sample_from_json(one) for name, one in data["samples"].items() if is_metric(name)
         },
         differences=None if differences is None else tuple(differences),
         weights=None

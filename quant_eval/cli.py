@@ -1,40 +1,35 @@
 """`qwq quantize` and `qwq eval`: plan and progress on stderr, results on stdout."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convert.errors import QwqError
+from convert.errors import UsageError
 from quant_eval.layers_cli import layers
 from quant_eval.options import (
     AsJson,
     MaxTokens,
     Problems,
     Quiet,
-    ReferenceOption,
     Replies,
     ReplySeed,
     Seed,
-    States,
     TaskSeconds,
     Text,
     Threads,
     Tokens,
     settings_for,
 )
+from quant_eval.run_cli import evaluate, run
 from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
 from quant_eval.verdict_cli import baseline, compare, gate, parity, reference
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convert.checkpoint import Checkpoint
-    from quant_eval.manifest import Manifest
     from quant_eval.pipeline import Plan
-    from quant_eval.results import EvaluationSettings
 
 app = typer.Typer(
     help="Measure what quantizing did to a model.",
@@ -65,6 +60,21 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="In place of types: choose those that cost least within a device's memory, such "
+            "as 24GiB; it calibrates first.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        int, typer.Option(min=1, help="With --fit: tokens that the kv_cache is to hold.")
+    ] = 32_768,
+    kv_type: Annotated[
+        str, typer.Option("--kv", "--kv-type", help="With --fit: the kv_cache's type, f16 or q8_0.")
+    ] = "f16",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -94,9 +104,12 @@ def quantize(
 
     A second run makes and measures only what is new.
     """
+    from convert.budget_cli import FitOptions
     from convert.calibration import load_conversations
     from convert.checkpoint import Checkpoint
+    from convert.encode import n_cores
     from quant_eval import pipeline
+    from quant_eval.fitted import plan_fitted
     from quant_eval.manifest import Manifest
     from qwq_local.hub import resolve_model
 
@@ -104,12 +117,28 @@ def quantize(
     path = pipeline.NANO_CHECKPOINT if model is None else resolve_model(model)
     default_types = pipeline.NANO_TYPES if model is None else pipeline.USUAL_TYPES
     chosen = pipeline.parse_types(types or default_types)
+    if fit is not None and (types or dry_run):
+        raise UsageError(
+            f"--fit {fit}: chooses the types, once it has calibrated; leave --type and --dry-run "
+            "out"
+        )
     if text is not None:
         load_conversations(text)  # a text that is none is said now, not after hours of work
     console = stderr_console(quiet=quiet)
     with Checkpoint.open(path) as checkpoint:
         manifest = Manifest(out or Path("models") / pipeline.model_name(checkpoint))
-        plan = pipeline.make_plan(checkpoint, chosen, manifest, force=force)
+        if fit is None:
+            plan = pipeline.make_plan(checkpoint, chosen, manifest, force=force)
+        else:
+            with progress(console) as on_progress:
+                plan = plan_fitted(
+                    checkpoint,
+                    manifest,
+                    FitOptions(fit, context, kv_type, None),
+                    threads=threads or n_cores(),
+                    console=console,
+                    on_progress=on_progress,
+                )
         if dry_run:
             _print_plan(stdout_console(), plan, as_json=as_json)
             return
@@ -136,12 +165,12 @@ def quantize(
             reply_seed=reply_seed,
         )
         paths = [output.path for output in plan.outputs]
-        _evaluate(
+        evaluate(
             checkpoint,
             paths,
+            (),
             manifest,
-            settings=settings,
-            text=text,
+            pipeline.Ask(settings, text),
             threads=engine_threads,
             output=(console, as_json),
         )
@@ -152,121 +181,8 @@ def start() -> None:
     """Measure what quantizing did to a model."""
 
 
-for _command in (compare, gate, baseline, layers, parity, reference):
+for _command in (run, compare, gate, baseline, layers, parity, reference):
     app.command()(_command)
-
-
-@app.command()
-def run(
-    files: Annotated[list[Path], typer.Argument(help="GGUF files and GPTQ folders.")],
-    *,
-    reference: ReferenceOption,
-    states: States = None,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder for report.json and report.html.")
-    ] = Path("evaluation"),
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    text: Text = None,
-    tokens: Tokens = None,
-    problems: Problems = None,
-    replies: Replies = None,
-    task_seconds: TaskSeconds = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    reply_seed: ReplySeed = None,
-) -> None:
-    """Evaluate files that are there: divergence from the reference, tasks, speed."""
-    from convert.checkpoint import Checkpoint
-    from quant_eval import pipeline
-    from quant_eval.manifest import Manifest
-    from qwq_local.hub import resolve_model
-
-    hush_libraries()
-    with Checkpoint.open(resolve_model(reference)) as checkpoint:
-        settings = settings_for(
-            checkpoint,
-            n_tokens=tokens,
-            n_problems=problems,
-            n_replies=replies,
-            task_seconds=task_seconds,
-            max_tokens=max_tokens,
-            seed=seed,
-            reply_seed=reply_seed,
-        )
-        _evaluate(
-            checkpoint,
-            files,
-            Manifest(out),
-            settings=settings,
-            text=text,
-            states=states,
-            threads=pipeline.engine_threads(checkpoint, threads),
-            output=(stderr_console(quiet=quiet), as_json),
-        )
-
-
-def _evaluate(
-    checkpoint: "Checkpoint",
-    paths: Sequence[Path],
-    manifest: "Manifest",
-    *,
-    settings: "EvaluationSettings",
-    text: Path | None,
-    states: Path | None = None,
-    threads: int,
-    output: tuple["Console", bool],
-) -> None:
-    """Measure, print the table or the JSON, and write both reports.
-
-    output: where progress goes, and whether stdout gets JSON. Raises the first error of a file
-    that could not be measured when the reports of the others are written.
-    """
-    from quant_eval import pipeline
-    from quant_eval.report import results_table, write_html
-    from quant_eval.results import to_json, write_json
-
-    console, as_json = output
-    tasks = f"{settings.n_problems} problems of each kind" if settings.n_problems else "no tasks"
-    console.print(
-        f"measuring {len(paths)} files: at most {settings.n_tokens:,} reply tokens, {tasks} "
-        f"within {settings.task_seconds:.0f} s a file; what is known already is not measured again",
-        soft_wrap=True,
-    )
-    ask = pipeline.Ask(settings, text, states)
-    with progress(console) as on_progress:
-        measured, failures = pipeline.measure(
-            checkpoint, paths, manifest, ask, threads=threads, on_progress=on_progress
-        )
-        by_layer = {}
-        for one in measured:
-            try:
-                by_layer[one.path] = pipeline.errors_by_layer(
-                    checkpoint,
-                    one.path,
-                    manifest,
-                    ask,
-                    threads=threads,
-                    on_progress=on_progress if pipeline.is_small(checkpoint) else None,
-                )
-            except QwqError as error:
-                failures.append(error)
-    report = pipeline.make_report(checkpoint, manifest, ask, measured, by_layer)
-    if report.files:
-        write_json(manifest.folder / "report.json", report)
-        write_html(manifest.folder / "report.html", report)
-        if as_json:
-            typer.echo(json.dumps(to_json(report), indent=2, sort_keys=True))
-        else:
-            stdout_console().print(results_table(report))
-        console.print(
-            f"report: {manifest.folder / 'report.html'} and report.json beside it", soft_wrap=True
-        )
-    if failures:
-        for failure in failures[1:]:
-            console.print(f"not measured: {failure}", soft_wrap=True)
-        raise failures[0]
 
 
 def _print_plan(console: "Console", plan: "Plan", *, as_json: bool) -> None:

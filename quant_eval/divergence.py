@@ -17,6 +17,7 @@ from convert.errors import QwqError
 
 MAX_SLICE_ELEMENTS = 1 << 22  # logits worked on at a time: 16 MiB an array
 TAIL_POINTS = 60
+KIND_PART = "kind "
 POSITION_STARTS = (0, 128, 512, 2048, 8192, 32_768)  # the last is where YaRN begins
 
 Floats = NDArray[np.float64]
@@ -153,8 +154,12 @@ POSITION_PARTS = {
 """Parts of the sequence by name: first position and one past the last."""
 
 
-def summarize(scores: Sequence[TokenScores]) -> dict[str, Divergence]:
-    """Divergence over whole replies, thoughts, answers, and by position, where there are tokens."""
+def summarize(scores: Sequence[TokenScores], kinds: Sequence[str] = ()) -> dict[str, Divergence]:
+    """Divergence over whole replies, thoughts, answers, by position and by kind of passage.
+
+    kinds: of each passage; these parts are called KIND_PART and the kind. A part without tokens is
+    left out.
+    """
     parts: dict[str, list[Mask]] = {
         "reply": [np.ones(len(one.kl_nats), dtype=np.bool_) for one in scores],
         "thought": [~one.is_answer for one in scores],
@@ -163,6 +168,11 @@ def summarize(scores: Sequence[TokenScores]) -> dict[str, Divergence]:
     for name, (start, stop) in POSITION_PARTS.items():
         parts[name] = [
             (one.positions >= start) & (one.positions < (stop or math.inf)) for one in scores
+        ]
+    for kind in dict.fromkeys(kinds):
+        parts[KIND_PART + kind] = [
+            np.full(len(one.kl_nats), kind == its, dtype=np.bool_)
+            for one, its in zip(scores, kinds, strict=True)
         ]
     return {
         name: _summarize_part(scores, masks)

@@ -20,7 +20,7 @@ from convert.gguf_header import read_header
 from convert.verify import verify_model
 from quant_eval.baseline import AGAIN, Baseline, Entry, differences_of, shortened
 from quant_eval.measurement import Measured
-from quant_eval.metrics import METRICS, samples_of
+from quant_eval.metrics import METRICS, metrics_among, samples_of
 from quant_eval.paired import MIN_CLUSTERS, Sample, paired_difference, t_quantile
 from quant_eval.results import EvaluationSettings
 
@@ -67,9 +67,8 @@ def judge_samples(
     alarm_rate: float = ALARM_RATE,
 ) -> Iterator[Check]:
     """Every quantity of the baseline, paired with the file's."""
-    names = [name for name in METRICS if name in baseline]
-    for name in names:
-        metric = METRICS[name]
+    metrics = metrics_among(baseline)
+    for name, metric in metrics.items():
         before = baseline[name].mean
         difference = paired_difference(
             baseline[name], found.get(name, Sample({}, {})), of_shares=metric.of_replies
@@ -85,7 +84,7 @@ def judge_samples(
             yield Check(metric.title, "unmeasured", words)
             continue
         worse = -difference.centre if metric.more_is_better else difference.centre
-        reach = difference.reach(1 - alarm_rate / len(names))
+        reach = difference.reach(1 - alarm_rate / len(metrics))
         regressed = worse - reach > metric.slack * abs(before.value)
         yield Check(
             metric.title,
@@ -157,12 +156,14 @@ def gate_file(
         return [*checks, Check("file", "passed", "is the baseline's, byte for byte")]
     if entry.weights is None or entry.differences is None:
         return checks
-    if not measured.path.is_file():
+    path = measured.path
+    assert path is not None
+    if not path.is_file():
         return [*checks, Check("weights", "unmeasured", "of a folder are not read")]
     return [
         *checks,
-        judge_differences(entry.differences, differences_of(measured.path, checkpoint)),
-        _check_weights(measured.path, entry.weights, checkpoint, threads),
+        judge_differences(entry.differences, differences_of(path, checkpoint)),
+        _check_weights(path, entry.weights, checkpoint, threads),
     ]
 
 

@@ -4,16 +4,19 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from convert.errors import QwqError
 from quant_eval.behaviour import summarize_behaviour
+from quant_eval.benchmarks import grade
 from quant_eval.divergence import (
     TokenScores,
     rows_between,
@@ -30,6 +33,7 @@ from quant_eval.results import (
     UNQUANTIZED_BITS,
     Accuracy,
     Attempt,
+    EvaluationSettings,
     Example,
     FileResult,
     Flip,
@@ -39,7 +43,7 @@ from quant_eval.results import (
 )
 from quant_eval.sizes import model_size
 from quant_eval.suite import QUESTIONS, Exam, Progress, check_model, problem_name
-from quant_eval.tasks import Problem, grade
+from quant_eval.tasks import Problem
 from quant_eval.tasks.problem import user_turn
 from qwq_local import QwQ, Reply
 from qwq_local.reply import collect
@@ -49,18 +53,20 @@ MAX_FLIPS = 3  # shown of a file
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that is known of one file.
+    """All that is known of one file, or of a server's model: then without a path and scores.
 
     scores: by the digest of the passage. attempts: replies to problems. questions: replies that
-    nobody grades. elapsed_s: of the measuring, in however many runs.
+    nobody grades. elapsed_s: of the measuring, in however many runs. kinds: of the passages.
     """
 
-    path: Path
+    name: str
+    path: Path | None
     sha256: str
     scores: Mapping[str, TokenScores]
     attempts: tuple[Attempt, ...]
     questions: tuple[Attempt, ...]
     elapsed_s: float
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure_file(
@@ -82,10 +88,29 @@ def measure_file(
 
         known = Known(kept, f"{exam.conditions} {sha256}")
         scores, elapsed_s = _score(path, opened, exam, known, on_progress)
-        attempts = solve(path, opened, exam, known, on_progress)
+        attempts = solve(path.name, opened, exam, known, on_progress)
         questions = _reply_to_questions(opened, exam, known)
     elapsed_s += sum(attempt.elapsed_s for attempt in (*attempts, *questions))
-    return Measured(path, sha256, scores, attempts, questions, elapsed_s)
+    kinds = dict(zip(exam.tokens.names, exam.tokens.kinds, strict=True))
+    return Measured(path.name, path, sha256, scores, attempts, questions, elapsed_s, kinds)
+
+
+def measure_server(
+    url: str, exam: Exam, kept: Kept, *, at_once: int, on_progress: Progress
+) -> Measured:
+    """Ask the problems of a server, several at once, each whose reply is not kept yet.
+
+    Replies are kept under its address and its model's name, for its weights cannot be known.
+    Raises UsageError for an address that is none, EngineError where the server fails.
+    """
+    with QwQ.open(url) as qwq:
+        sha256 = digest([url, qwq.name])
+        known = Known(kept, f"{exam.conditions} {sha256}")
+        name = f"{qwq.name} at {urlsplit(url).netloc}"
+        attempts = solve(name, lambda: qwq, exam, known, on_progress, at_once=at_once)
+        questions = _reply_to_questions(lambda: qwq, exam, known)
+    elapsed_s = sum(attempt.elapsed_s for attempt in (*attempts, *questions))
+    return Measured(name, None, sha256, {}, attempts, questions, elapsed_s)
 
 
 class Known:
@@ -108,15 +133,19 @@ class Known:
         self, problem: Problem, seed: int, max_tokens: int, *, make: Callable[[], Attempt]
     ) -> Attempt:
         """One reply."""
-        data = self.part(
-            "reply",
-            problem_name(problem),
-            seed,
-            max_tokens,
-            make=lambda: to_json(make()),
-        )
+        name = _reply_name(problem, seed, max_tokens)
+        data = self.part(*name, make=lambda: to_json(make()))
         absent = {"correct": None, "tokens_per_s": None}
         return Attempt(**{**absent, **data, "notices": tuple(data["notices"])})
+
+    def has_attempt(self, problem: Problem, seed: int, max_tokens: int) -> bool:
+        """Whether the reply is kept."""
+        name = _reply_name(problem, seed, max_tokens)
+        return self._kept.get(digest([self._conditions, *name])) is not None
+
+
+def _reply_name(problem: Problem, seed: int, max_tokens: int) -> tuple[str, str, int, int]:
+    return "reply", problem_name(problem), seed, max_tokens
 
 
 def _score(
@@ -155,11 +184,11 @@ def _score_one(qwq: QwQ, exam: Exam, index: int) -> dict[str, Any]:
 def _scores_to_json(scores: TokenScores) -> dict[str, Any]:
     """Six digits of each number are kept."""
     data: dict[str, Any] = {"first_position": scores.first_position}
-    for field in fields(scores):
-        value = getattr(scores, field.name)
+    for each in fields(scores):
+        value = getattr(scores, each.name)
         if isinstance(value, np.ndarray):
             is_mask = value.dtype == np.bool_
-            data[field.name] = [int(x) if is_mask else float(f"{x:.6g}") for x in value]
+            data[each.name] = [int(x) if is_mask else float(f"{x:.6g}") for x in value]
     return data
 
 
@@ -175,25 +204,35 @@ def _scores_from_json(data: Mapping[str, Any]) -> TokenScores:
 
 
 def solve(
-    path: Path, opened: Callable[[], QwQ], exam: Exam, known: Known, on_progress: Progress
+    name: str,
+    opened: Callable[[], QwQ],
+    exam: Exam,
+    known: Known,
+    on_progress: Progress,
+    *,
+    at_once: int = 1,
 ) -> tuple[Attempt, ...]:
     """Ask the problems in turn, all once before any twice, until the time is up.
 
-    Time that kept replies took counts, so a second run asks no more than the first.
+    Time that kept replies took counts, so a second run asks no more than the first. at_once: how
+    many replies a server makes at a time; then the time is the clock's.
     """
     settings, problems = exam.settings, exam.problems
     first_seed = settings.seed if settings.reply_seed is None else settings.reply_seed
     n_replies = settings.n_replies * len(problems)
+    asked = [(problems[index % len(problems)], first_seed + index) for index in range(n_replies)]
+    title = f"{name}: tasks, replies"
+    if at_once > 1:
+        return _solve_at_once(title, opened, asked, settings, known, on_progress, at_once)
     attempts: list[Attempt] = []
     elapsed_s = 0.0
-    for index in range(n_replies):
+    for index, (problem, seed) in enumerate(asked):
         if elapsed_s > settings.task_seconds:
             break
-        problem, seed = problems[index % len(problems)], first_seed + index
 
         def make(index: int = index, problem: Problem = problem, seed: int = seed) -> Attempt:
-            attempt = _ask(opened, problem, seed, settings.max_tokens, graded=True)
-            on_progress(f"{path.name}: tasks, replies", index + 1, n_replies)
+            attempt = _graded(problem, _ask(opened, problem, seed, settings.max_tokens))
+            on_progress(title, index + 1, n_replies)
             return attempt
 
         attempts.append(known.attempt(problem, seed, settings.max_tokens, make=make))
@@ -201,34 +240,92 @@ def solve(
     return tuple(attempts)
 
 
+def _solve_at_once(
+    title: str,
+    opened: Callable[[], QwQ],
+    asked: Sequence[tuple[Problem, int]],
+    settings: EvaluationSettings,
+    known: Known,
+    on_progress: Progress,
+    at_once: int,
+) -> tuple[Attempt, ...]:
+    """Replies are made in threads; graded and kept here, each as soon as it is whole."""
+    max_tokens = settings.max_tokens
+    end_s = time.perf_counter() + settings.task_seconds
+
+    def ask(problem: Problem, seed: int) -> _Asked | None:
+        if time.perf_counter() > end_s:
+            return None
+        return _ask(opened, problem, seed, max_tokens)
+
+    late: set[int] = set()
+    with ThreadPoolExecutor(at_once) as pool:
+        running = {
+            pool.submit(ask, problem, seed): index
+            for index, (problem, seed) in enumerate(asked)
+            if not known.has_attempt(problem, seed, max_tokens)
+        }
+        n_kept = len(asked) - len(running)
+        try:
+            for n_done, future in enumerate(as_completed(running), start=1):
+                problem, seed = asked[running[future]]
+                reply = future.result()
+                if reply is None:
+                    late.add(running[future])
+                    continue
+                known.attempt(problem, seed, max_tokens, make=partial(_graded, problem, reply))
+                on_progress(title, n_kept + n_done, len(asked))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return tuple(
+        known.attempt(problem, seed, max_tokens, make=_never)
+        for index, (problem, seed) in enumerate(asked)
+        if index not in late
+    )
+
+
+def _never() -> Attempt:
+    raise AssertionError("it was kept")
+
+
 def _reply_to_questions(opened: Callable[[], QwQ], exam: Exam, known: Known) -> tuple[Attempt, ...]:
     seed, max_tokens = exam.settings.seed, exam.settings.max_tokens
+
+    def make(question: Problem) -> Attempt:
+        return _ask(opened, question, seed, max_tokens).attempt
+
     return tuple(
-        known.attempt(
-            question,
-            seed,
-            max_tokens,
-            make=partial(_ask, opened, question, seed, max_tokens, graded=False),
-        )
+        known.attempt(question, seed, max_tokens, make=partial(make, question))
         for question in map(_question, QUESTIONS)
     )
 
 
-def _ask(
-    opened: Callable[[], QwQ], problem: Problem, seed: int, max_tokens: int, *, graded: bool
-) -> Attempt:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A reply that is not graded yet, as text and as it came."""
+
+    attempt: Attempt
+    answer: str
+    calls: tuple[Mapping[str, Any], ...]
+
+
+def _graded(problem: Problem, asked: _Asked) -> Attempt:
+    """In the main thread, where mathematics can be compared."""
+    return replace(asked.attempt, correct=grade(problem, asked.answer, asked.calls))
+
+
+def _ask(opened: Callable[[], QwQ], problem: Problem, seed: int, max_tokens: int) -> _Asked:
     """One reply, sampled with the model's own defaults."""
     qwq = opened()
     started = time.perf_counter()
     reply = collect(
         qwq.reply(problem.messages, tools=problem.tools, seed=seed, max_tokens=max_tokens)
     )
-    calls = [{"name": call.name, "arguments": call.arguments} for call in reply.tool_calls]
-    return Attempt(
+    attempt = Attempt(
         problem=problem_name(problem),
         kind=problem.kind,
         question=problem.messages[-1]["content"],
-        correct=grade(problem, reply.answer, calls) if graded else None,
+        correct=None,
         reasoning=reply.reasoning,
         answer=_whole_answer(reply),
         finish_reason=reply.finish_reason,
@@ -238,6 +335,8 @@ def _ask(
         first_token_s=round(reply.timings.prefill_s, 4),
         tokens_per_s=reply.timings.tokens_per_s,
     )
+    calls = ({"name": call.name, "arguments": call.arguments} for call in reply.tool_calls)
+    return _Asked(attempt, reply.answer, tuple(calls))
 
 
 def _whole_answer(reply: Reply) -> str:
@@ -269,14 +368,18 @@ def file_result(
     measured: Measured, floor: Measured | None = None, layers: LayerErrors | None = None
 ) -> FileResult:
     """The report's row of a file. floor: the 16-bit file that its replies are held against."""
-    size = model_size(measured.path)
+    path = measured.path
+    size = None if path is None else model_size(path)
     return FileResult(
-        name=measured.path.name,
+        name=measured.name,
         sha256=measured.sha256,
-        nbytes=size.nbytes,
-        bits_per_weight=size.bits_per_weight,
-        engine="transformers" if measured.path.is_dir() else "llama.cpp",
-        divergence=summarize(list(measured.scores.values())),
+        nbytes=None if size is None else size.nbytes,
+        bits_per_weight=None if size is None else size.bits_per_weight,
+        engine="server" if path is None else "transformers" if path.is_dir() else "llama.cpp",
+        divergence=summarize(
+            list(measured.scores.values()),
+            [measured.kinds[name] for name in measured.scores] if measured.kinds else (),
+        ),
         accuracy=_accuracy(measured.attempts),
         behaviour=summarize_behaviour(measured.attempts),
         speed=_speed((*measured.attempts, *measured.questions)),
@@ -294,13 +397,15 @@ def file_result(
 
 def find_floor(measured: Sequence[Measured]) -> Measured | None:
     """The first file whose weights are not quantized: it differs by the path's own noise."""
-    whole = (one for one in measured if model_size(one.path).bits_per_weight >= UNQUANTIZED_BITS)
-    return next(whole, None)
+    for one in measured:
+        if one.path and model_size(one.path).bits_per_weight >= UNQUANTIZED_BITS:
+            return one
+    return None
 
 
 def _task_loss(floor: Measured, measured: Measured) -> TaskLoss | None:
     before, after = (
-        Sample.of((attempt.problem, bool(attempt.correct)) for attempt in one.attempts)
+        Sample.of((each.problem, each.correct) for each in one.attempts if each.correct is not None)
         for one in (floor, measured)
     )
     difference = paired_difference(before, after, of_shares=True)
@@ -314,7 +419,7 @@ def _flips(floor: Measured, measured: Measured) -> Iterator[Flip]:
     solved = {one.problem: one for one in floor.attempts if one.correct}
     for attempt in measured.attempts:
         reference = solved.get(attempt.problem)
-        if reference is not None and not attempt.correct and floor is not measured:
+        if reference is not None and attempt.correct is False and floor is not measured:
             yield Flip(
                 attempt.question,
                 reference.reasoning,
@@ -326,9 +431,13 @@ def _flips(floor: Measured, measured: Measured) -> Iterator[Flip]:
 
 def _accuracy(attempts: Sequence[Attempt]) -> dict[str, Accuracy]:
     n = Counter(one.kind for one in attempts)
+    n_ungraded = Counter(one.kind for one in attempts if one.correct is None)
     n_correct = Counter(one.kind for one in attempts if one.correct)
     n_cut = Counter(one.kind for one in attempts if one.finish_reason == "length")
-    return {kind: Accuracy(n[kind], n_correct[kind], n_cut[kind]) for kind in n}
+    return {
+        kind: Accuracy(n[kind] - n_ungraded[kind], n_correct[kind], n_cut[kind], n_ungraded[kind])
+        for kind in n
+    }
 
 
 def _speed(attempts: Sequence[Attempt]) -> Speed | None:

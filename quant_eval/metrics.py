@@ -1,6 +1,6 @@
 """What two models are compared by: each quantity with which direction of it is worse."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class Metric:
     of_replies: bool = False
 
 
+_SOLVED = "solved_"
 TAILS = {"kl_above_q99": 0.99, "kl_above_q999": 0.999}
 """Shares of tokens whose KL lies above a quantile of the first model's."""
 
@@ -41,12 +42,28 @@ METRICS = {
     "squared_change": Metric("mean squared change of probability", slack=0.01),
     "solved": Metric("problems solved", more_is_better=True, of_replies=True),
     **{
-        f"solved_{kind}": Metric(f"solved: {kind}", more_is_better=True, of_replies=True)
+        f"{_SOLVED}{kind}": Metric(f"solved: {kind}", more_is_better=True, of_replies=True)
         for kind in TASKS
     },
     **{flag: Metric(flag.replace("_", " "), of_replies=True) for flag in FLAGS},
     "thought_tokens": Metric("tokens of a thought"),
 }
+
+
+def is_metric(name: str) -> bool:
+    """Whether it is one of METRICS, or the share solved of a benchmark from a file."""
+    return name in METRICS or name.startswith(_SOLVED)
+
+
+def metrics_among(names: Iterable[str]) -> dict[str, Metric]:
+    """Those of METRICS that are named, in their order, then those of benchmarks from files."""
+    wanted = set(names)
+    known = {name: metric for name, metric in METRICS.items() if name in wanted}
+    others = sorted(name for name in wanted - known.keys() if is_metric(name))
+    return known | {
+        name: Metric(f"solved: {name.removeprefix(_SOLVED)}", more_is_better=True, of_replies=True)
+        for name in others
+    }
 
 
 def tails_of(measured: Measured) -> dict[str, float]:
@@ -93,10 +110,11 @@ def _all_samples(measured: Measured, tails: Mapping[str, float]) -> Iterator[tup
             ),
         )
     attempts = measured.attempts
-    yield "solved", Sample.of((one.problem, bool(one.correct)) for one in attempts)
-    for kind in TASKS:
-        of_kind = (one for one in attempts if one.kind == kind)
-        yield f"solved_{kind}", Sample.of((one.problem, bool(one.correct)) for one in of_kind)
+    graded = [one for one in attempts if one.correct is not None]
+    yield "solved", Sample.of((one.problem, bool(one.correct)) for one in graded)
+    for kind in sorted({one.kind for one in graded}):
+        of_kind = (one for one in graded if one.kind == kind)
+        yield f"{_SOLVED}{kind}", Sample.of((one.problem, bool(one.correct)) for one in of_kind)
     for flag in FLAGS:
         yield flag, Sample.of((one.problem, flags_of(one)[flag]) for one in attempts)
     yield "thought_tokens", Sample.of((one.problem, one.thought_tokens) for one in attempts)

@@ -1,5 +1,6 @@
 """Options that several commands share: one meaning for a flag everywhere."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,8 @@ Threads = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, no table.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no plan and no progress.")]
 _EVALUATION = "Evaluation"
+UNLIMITED_S = 1e9
+BENCHMARK_SETTINGS = {"max_tokens": 32_768, "task_seconds": UNLIMITED_S}
 Text = Annotated[
     Path | None,
     typer.Option(
@@ -43,7 +46,8 @@ TaskSeconds = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Begin no problem after so many seconds a file (default: 45).",
+        help="Begin no problem after so many seconds a file (default: 45; with --task or "
+        "--needles no limit).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -51,7 +55,8 @@ MaxTokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Longest reply, thought included (default: 512; large models 256).",
+        help="Longest reply, thought included (default: 512; large models 256; with --task or "
+        "--needles 32768).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -92,11 +97,53 @@ ReplySeed = Annotated[
     ),
 ]
 
+TaskFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--task",
+        help="Benchmark to ask too, again for more: AIME, MATH, GSM8K, GPQA, LiveCodeBench or "
+        "IFEval as JSONL, JSON, CSV or Parquet, or a folder of such files.",
+        rich_help_panel=_EVALUATION,
+        show_default=False,
+    ),
+]
+TaskProblems = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Problems of each --task, drawn by the seed (default: all).",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+Needles = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=256,
+        help="Hide numbers in texts of so many tokens, again for more: 8192 and 40960 lie below "
+        "and above the YaRN switch.",
+        rich_help_panel=_EVALUATION,
+        show_default=False,
+    ),
+]
 
-def settings_for(checkpoint: "Checkpoint", **given: float | None) -> "EvaluationSettings":
-    """The settings for a model of this size with what was given on the command line."""
-    from quant_eval import pipeline
-    from quant_eval.suite import default_settings
 
-    settings = default_settings(pipeline.n_weights(checkpoint))
+def settings_for(
+    checkpoint: "Checkpoint | None",
+    tasks: Sequence[Path] | None = None,
+    needles: Sequence[int] | None = None,
+    *,
+    smoke: bool = False,
+    **given: float | None,
+) -> "EvaluationSettings":
+    """The settings for a model of this size with what was given on the command line.
+
+    checkpoint: None for a server's model. With benchmarks, replies may be as long as QwQ's own
+    figures were made with, and none is left out for the time.
+    """
+    from quant_eval import pipeline, suite
+
+    small = checkpoint is None or pipeline.is_small(checkpoint)
+    settings = suite.SMOKE if smoke else suite.default_settings(is_small=small)
+    if tasks or needles:
+        settings = replace(settings, **BENCHMARK_SETTINGS, needles=tuple(needles or ()))  # type: ignore[arg-type]
     return replace(settings, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]

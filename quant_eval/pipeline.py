@@ -4,11 +4,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.calibration import Passage, load_conversations, set_digest
+from convert.calibration import (
+    Conversation,
+    Passage,
+    load_conversations,
+    load_tokenizer,
+    set_digest,
+)
 from convert.checkpoint import Checkpoint
 from convert.errors import OutputExistsError, QwqError, UsageError
 from convert.files import check_disk_space
@@ -20,12 +26,20 @@ from convert.recipe import RECIPES, find_recipe
 from quant_eval.environment import describe_environment
 from quant_eval.kept import Kept
 from quant_eval.manifest import Manifest, digest
-from quant_eval.reference_store import Binding, load_reference, save_reference, why_stale
+from quant_eval.reference_store import (
+    Binding,
+    EvaluationTokens,
+    load_reference,
+    save_reference,
+    why_stale,
+)
 from quant_eval.results import EvaluationSettings, Report
 from quant_eval.sizes import model_size
 from qwq_local.memory import choose_threads
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from quant_eval.layers import LayerErrors
     from quant_eval.measurement import Measured
     from quant_eval.suite import Exam
@@ -160,13 +174,13 @@ def _make_gptq(
         checkpoint,
         output.path,
         settings=GPTQ_TYPES[output.type_name],
-        calibration=_calibration(checkpoint),
+        calibration=calibration_passages(checkpoint),
         force=force,
         on_progress=lambda done, total: on_progress(title, done, total),
     )
 
 
-def _calibration(checkpoint: Checkpoint) -> Sequence[Passage]:
+def calibration_passages(checkpoint: Checkpoint) -> Sequence[Passage]:
     """nano-qwq knows its own kinds of problem only; other models get all that is built in."""
     if model_name(checkpoint) == "nano-qwq":
         return load_conversations(CALIBRATION)
@@ -182,7 +196,7 @@ def _origin(checkpoint: Checkpoint, type_name: str, manifest: Manifest) -> str:
     }
     if type_name in GPTQ_TYPES:
         made_of["settings"] = dataclasses.asdict(GPTQ_TYPES[type_name])
-        made_of["calibration"] = set_digest(_calibration(checkpoint))
+        made_of["calibration"] = set_digest(calibration_passages(checkpoint))
     return digest(made_of)
 
 
@@ -206,12 +220,21 @@ class Ask:
     """What is to be measured, and against which reference.
 
     text: JSON Lines to score, the built-in ones by default. states: the folder of a reference that
-    was made before; None keeps one in the manifest's folder.
+    was made before; None keeps one in the manifest's folder. tasks: files of benchmarks.
     """
 
     settings: EvaluationSettings
     text: Path | None = None
     states: Path | None = None
+    tasks: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The address of an OpenAI-compatible server, and how many replies it is asked for at once."""
+
+    url: str
+    at_once: int
 
 
 def measure(
@@ -268,13 +291,51 @@ def prepare(
             checkpoint, folder, binding, ask.text, threads=threads, on_progress=on_progress
         )
     tokens, reference = load_reference(folder, checkpoint, binding)
+    count = _counter(checkpoint)
+    problems = suite.choose_problems(ask.settings, ask.tasks, count)
     return suite.Exam(
         tokens,
         reference,
-        suite.choose_problems(ask.settings),
+        problems,
         ask.settings,
         _conditions(binding.checkpoint_sha256),
+        suite.longest_prompt(problems, count),
     )
+
+
+def _counter(checkpoint: Checkpoint) -> Callable[[str], int]:
+    """Counts tokens; the tokenizer is loaded when it is first asked."""
+
+    @cache
+    def tokenizer() -> "PreTrainedTokenizerBase":
+        return load_tokenizer(checkpoint.path)
+
+    return lambda text: len(tokenizer().encode(text, add_special_tokens=False))
+
+
+def measure_servers(
+    servers: Sequence[Server], manifest: Manifest, ask: Ask, *, on_progress: Progress
+) -> tuple[list["Measured"], list[QwqError]]:
+    """Ask servers the problems alone, as `measure` does files."""
+    from quant_eval import suite
+    from quant_eval.measurement import measure_server
+
+    problems = suite.choose_problems(ask.settings, ask.tasks)
+    nothing = EvaluationTokens((), (), "")
+    exam = suite.Exam(nothing, None, problems, ask.settings, digest("server"))
+    measured: list[Measured] = []
+    failures: list[QwqError] = []
+    for server in servers:
+        kept = Kept(manifest.folder / "results" / f"{digest(server.url)[:16]}.jsonl")
+        try:
+            measured.append(
+                measure_server(
+                    server.url, exam, kept, at_once=server.at_once, on_progress=on_progress
+                )
+            )
+        except QwqError as error:
+            failures.append(error)
+    return measured, failures
 
 
 def _conditions(checkpoint_sha256: str) -> str:
@@ -313,7 +374,7 @@ def errors_by_layer(
     if on_progress is None:
         return None
     _limit_torch(threads)
-    conversations, _ = suite.read_evaluation_text(ask.text)
+    conversations, _ = evaluation_text(checkpoint, ask.text)
     tokens = suite.tokenize_text(checkpoint, conversations, n_tokens)
     title = f"{path.name}: error by layer, layers"
     errors = layer_errors(
@@ -328,10 +389,15 @@ def errors_by_layer(
 
 def bind(checkpoint: Checkpoint, manifest: Manifest, text: Path | None, n_tokens: int) -> Binding:
     """What a reference for this checkpoint and text must be of."""
+    _, evaluation_sha256 = evaluation_text(checkpoint, text)
+    return Binding(manifest.model_sha256(checkpoint.path), evaluation_sha256, n_tokens)
+
+
+def evaluation_text(checkpoint: Checkpoint, path: Path | None) -> tuple[list[Conversation], str]:
+    """What is scored, and its digest: nano-qwq knows its own kinds of problem only."""
     from quant_eval.suite import read_evaluation_text
 
-    _, evaluation_sha256 = read_evaluation_text(text)
-    return Binding(manifest.model_sha256(checkpoint.path), evaluation_sha256, n_tokens)
+    return read_evaluation_text(path, general=model_name(checkpoint) != "nano-qwq")
 
 
 def keep_reference(
@@ -342,38 +408,46 @@ def keep_reference(
     *,
     threads: int,
     on_progress: Progress,
+    calibration: Path | None = None,
 ) -> None:
-    """Make the reference in the folder, unless the right one is there."""
+    """Make the reference in the folder, unless the right one is there.
+
+    calibration: a folder of `qwq calibrate --evaluation`, which saves the run of the model.
+    """
     from quant_eval import suite
+    from quant_eval.reference import kept_hidden_states
 
     if not why_stale(folder, binding):
         return
     _limit_torch(threads)
-    conversations, _ = suite.read_evaluation_text(text)
+    conversations, _ = evaluation_text(checkpoint, text)
     tokens = suite.tokenize_text(checkpoint, conversations, binding.n_tokens)
-    reference = suite.make_reference(checkpoint, tokens, on_progress=on_progress)
+    if calibration is not None:
+        ids = [passage.ids for passage in tokens.passages]
+        reference = kept_hidden_states(checkpoint, ids, calibration)
+    else:
+        reference = suite.make_reference(checkpoint, tokens, on_progress=on_progress)
     save_reference(folder, tokens, reference, binding)
 
 
 def make_report(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     manifest: Manifest,
     ask: Ask,
     measured: "Sequence[Measured]",
-    layers: "Mapping[Path, LayerErrors | None] | None" = None,
+    layers: "Mapping[str, LayerErrors | None] | None" = None,
 ) -> Report:
     """The rows of all measured files, with where and on what they were measured."""
     from quant_eval.measurement import file_result, find_floor
-    from quant_eval.suite import read_evaluation_text
 
     floor = find_floor(measured)
     return Report(
-        model=model_name(checkpoint),
-        checkpoint_sha256=manifest.model_sha256(checkpoint.path),
-        evaluation_sha256=read_evaluation_text(ask.text)[1],
+        model=measured[0].name if checkpoint is None else model_name(checkpoint),
+        checkpoint_sha256=None if checkpoint is None else manifest.model_sha256(checkpoint.path),
+        evaluation_sha256=None if checkpoint is None else evaluation_text(checkpoint, ask.text)[1],
         settings=ask.settings,
         environment=describe_environment(),
-        files=tuple(file_result(one, floor, (layers or {}).get(one.path)) for one in measured),
+        files=tuple(file_result(one, floor, (layers or {}).get(one.name)) for one in measured),
     )
 
 

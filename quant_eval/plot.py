@@ -42,10 +42,11 @@ class _Point:
 def kl_plot(report: Report) -> str:
     """Mean KL against size as an SVG element; "" where no file has a KL. Same input, same text."""
     names = short_names([file.name for file in report.files])
-    unit, unit_nbytes = ("GB", 1e9) if any(f.nbytes >= 1e9 for f in report.files) else ("MB", 1e6)
+    sizes = [file.nbytes or 0 for file in report.files]
+    unit, unit_nbytes = ("GB", 1e9) if max(sizes, default=0) >= 1e9 else ("MB", 1e6)
     points = [
-        _Point(name, file.engine, file.nbytes / unit_nbytes, file.divergence["reply"].kl_nats)
-        for name, file in zip(names, report.files, strict=True)
+        _Point(name, file.engine, nbytes / unit_nbytes, file.divergence["reply"].kl_nats)
+        for name, nbytes, file in zip(names, sizes, report.files, strict=True)
         if "reply" in file.divergence
     ]
     if not points:

@@ -9,26 +9,28 @@ import numpy as np
 from convert.calibration import TokenizedConversation
 from convert.checkpoint import Checkpoint, read_json_object
 from convert.errors import QwqError
+from convert.evaluation_states import Halves
 from convert.files import replacing_file
-from quant_eval.reference import Halves, Reference
+from quant_eval.reference import Reference
 from quant_eval.results import write_json
 
 STATES = "states.npy"
 INDEX = "reference.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTokens:
     """The evaluation text in the checkpoint's tokens.
 
-    names: the digest of each passage. opening: the first as text, by which another tokenizer is
-    told.
+    names, kinds: the digest and the kind of each passage. opening: the first as text, by which
+    another tokenizer is told.
     """
 
     names: tuple[str, ...]
     passages: tuple[TokenizedConversation, ...]
     opening: str
+    kinds: tuple[str, ...] = ()
 
     @property
     def n_scored(self) -> int:
@@ -62,8 +64,8 @@ def save_reference(
         "states_sha256": _sha256(states),
         "opening": tokens.opening,
         "passages": [
-            {"name": name, **asdict(passage)}
-            for name, passage in zip(tokens.names, tokens.passages, strict=True)
+            {"name": name, "kind": kind, **asdict(passage)}
+            for name, kind, passage in zip(tokens.names, tokens.kinds, tokens.passages, strict=True)
         ],
     }
     write_json(folder / INDEX, index, indent=None)
@@ -107,6 +109,7 @@ def load_reference(
     if _sha256(states) != index["states_sha256"]:
         raise QwqError(f"{folder / STATES}: its bytes changed since it was written; make it again")
     names: list[str] = []
+    kinds: list[str] = []
     passages: list[TokenizedConversation] = []
     hidden: list[Halves] = []
     start = n_scored = 0
@@ -114,11 +117,12 @@ def load_reference(
         if n_scored >= wanted.n_tokens:
             break
         names.append(entry.pop("name"))
+        kinds.append(entry.pop("kind"))
         passages.append(TokenizedConversation(**{**entry, "ids": tuple(entry["ids"])}))
         hidden.append(states[start : start + len(passages[-1].ids)])
         start += len(hidden[-1])
         n_scored += passages[-1].stop - passages[-1].n_prompt
-    tokens = EvaluationTokens(tuple(names), tuple(passages), index["opening"])
+    tokens = EvaluationTokens(tuple(names), tuple(passages), index["opening"], tuple(kinds))
     return tokens, Reference(checkpoint, tuple(hidden))
 
 

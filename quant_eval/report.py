@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from convert.files import format_nbytes, replacing_file
 from quant_eval.behaviour import FLAGS
 from quant_eval.curves import layers_plot, tail_plot
-from quant_eval.divergence import Estimate
+from quant_eval.divergence import KIND_PART, Estimate
 from quant_eval.plot import kl_plot
 from quant_eval.results import UNQUANTIZED_BITS, Accuracy, FileResult, Report, short_names
 from quant_eval.tasks import TASKS
@@ -28,8 +28,9 @@ TASK_TITLES = {
 
 
 def kinds_of(files: Sequence[FileResult]) -> list[str]:
-    """Kinds of task that at least one file was given, in the order of TASKS."""
-    return [kind for kind in TASKS if any(kind in file.accuracy for file in files)]
+    """Kinds of task that at least one file was given: in the order of TASKS, then benchmarks."""
+    given = {kind: None for file in files for kind in file.accuracy}
+    return [kind for kind in TASKS if kind in given] + [kind for kind in given if "/" in kind]
 
 
 def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
@@ -65,7 +66,7 @@ def format_percent(estimate: Estimate | None) -> tuple[str, str]:
 
 def format_accuracy(accuracy: Accuracy | None) -> tuple[str, str]:
     """Solved problems and their standard error in percent; "" where absent."""
-    if accuracy is None:
+    if accuracy is None or accuracy.n == 0:
         return "", ""
     return f"{100 * accuracy.share:.0f}", f"±{100 * accuracy.standard_error:.0f}"
 
@@ -82,47 +83,89 @@ def results_table(report: Report) -> "Table":
         padding=(0, 1, 0, 0),
         header_style="bold",
     )
-    kinds = kinds_of(report.files)
-    titles = ["size\nMB", "bits per\nweight", "perpl-\nexity", "mean KL\nnats", "top-1\n%"]
-    titles += [TASK_TITLES.get(kind, kind) for kind in kinds]
-    titles += (["all\ntasks"] if kinds else []) + ["tokens\n/s"]
-    table.add_column("file", no_wrap=True, style="bold")
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
     names = short_names([file.name for file in report.files])
-    for name, file in zip(names, report.files, strict=True):
-        reply = file.divergence.get("reply")
-        cells = [
-            (f"{file.nbytes / 1e6:,.1f}", ""),
-            (f"{file.bits_per_weight:.2f}", ""),
-            format_estimate(reply.perplexity if reply else None),
-            format_estimate(reply.kl_nats if reply else None),
-            format_percent(reply.top1_agreement if reply else None),
-            *(format_accuracy(file.accuracy.get(kind)) for kind in kinds),
-            *([format_accuracy(file.overall_accuracy)] if kinds else []),
-            (f"{file.speed.median_tokens_per_s:.0f}" if file.speed else "", ""),
-        ]
-        table.add_row(name, *(f"{value}\n[dim]{error}[/dim]" for value, error in cells))
+    table.add_column("file", no_wrap=True, style="bold")
+    columns = []
+    for title, cells in _columns(report).items():
+        if any(value for value, _ in cells):  # what was measured of no file takes no room
+            table.add_column(title, justify="right", no_wrap=True)
+            columns.append([f"{value}\n[dim]{error}[/dim]" for value, error in cells])
+    for row in zip(names, *columns, strict=True):
+        table.add_row(*row)
     return table
 
 
+def _columns(report: Report) -> dict[str, list[tuple[str, str]]]:
+    """Value and error of each file, by the column's title."""
+    files = report.files
+    replies = [file.divergence.get("reply") for file in files]
+    columns = {
+        "size\nMB": [("" if f.nbytes is None else f"{f.nbytes / 1e6:,.1f}", "") for f in files],
+        "bits per\nweight": [
+            ("" if f.bits_per_weight is None else f"{f.bits_per_weight:.2f}", "") for f in files
+        ],
+        "perpl-\nexity": [format_estimate(one.perplexity if one else None) for one in replies],
+        "mean KL\nnats": [format_estimate(one.kl_nats if one else None) for one in replies],
+        "top-1\n%": [format_percent(one.top1_agreement if one else None) for one in replies],
+    }
+    for kind in kinds_of(files):
+        columns[_title(kind)] = [format_accuracy(file.accuracy.get(kind)) for file in files]
+    columns["all\ntasks"] = [format_accuracy(file.overall_accuracy) for file in files]
+    columns["tokens\n/s"] = [
+        (f"{file.speed.median_tokens_per_s:.0f}" if file.speed else "", "") for file in files
+    ]
+    return columns
+
+
+def _title(kind: str) -> str:
+    """Of a column: narrow."""
+    family, _, name = kind.partition("/")
+    if family == "needle":
+        return f"needle\n{name}"
+    return TASK_TITLES.get(kind) or name[:12] or kind
+
+
 def _caption(report: Report) -> str:
-    parts = ["mean KL(bf16 reference || file) over reply tokens; ± one standard error"]
+    parts = []
+    if any(file.divergence for file in report.files):
+        parts.append("mean KL(bf16 reference || file) over reply tokens; ± one standard error")
     for file in report.files[:1]:
         if reply := file.divergence.get("reply"):
             parts.append(
                 f"{reply.n_tokens:,} tokens of {reply.n_passages} conversations, perplexity of "
                 f"the reference {reply.reference_perplexity.value:.4g}"
             )
-    whole = (file for file in report.files if file.bits_per_weight >= UNQUANTIZED_BITS)
+    whole = (f for f in report.files if (f.bits_per_weight or 0) >= UNQUANTIZED_BITS)
     for floor in [file for file in whole if "reply" in file.divergence][:1]:
         kl, error = format_estimate(floor.divergence["reply"].kl_nats)
         parts.append(f"noise of the path itself, by {floor.name}: KL {kl} {error}".rstrip())
-    counts = sorted({one.n for file in report.files for one in file.accuracy.values()})
+    counts = sorted({one.n for file in report.files for one in file.accuracy.values()} - {0})
     if counts:
         n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         parts.append(f"tasks in %, n = {n} of each kind and file, sampled with the defaults")
+    if ungraded := ungraded_of(report):
+        parts.append(f"not graded, for no rule is known: {ungraded}")
     return "\n".join(parts)
+
+
+def text_kinds_of(report: Report) -> list[tuple[str, int]]:
+    """The kinds of passages that were scored, with how many there are of each."""
+    found = {
+        name.removeprefix(KIND_PART): part.n_passages
+        for file in report.files
+        for name, part in file.divergence.items()
+        if name.startswith(KIND_PART)
+    }
+    return list(found.items())
+
+
+def ungraded_of(report: Report) -> str:
+    """Which replies could be neither right nor wrong; "" where there are none."""
+    most: dict[str, int] = {}
+    for file in report.files:
+        for kind, one in file.accuracy.items():
+            most[kind] = max(most.get(kind, 0), one.n_ungraded)
+    return ", ".join(f"{n} replies of {kind}" for kind, n in most.items() if n)
 
 
 def summary_of(report: Report) -> list[str]:
@@ -146,7 +189,9 @@ def _sentence(file: FileResult) -> str:
         ends = sorted(abs(100 * end) for end in (loss.low, loss.high))
         parts.append(f"solves {ends[0]:.0f} to {ends[1]:.0f} % of {loss.n} problems {fewer}")
     reply = file.divergence.get("reply")
-    if reply is None:
+    if reply is None and file.engine == "server":
+        parts.append("a server shows no KL")
+    elif reply is None:
         parts.append("KL not measured")
     else:
         parts.append("KL " + " ".join(format_estimate(reply.kl_nats)).strip())
@@ -194,6 +239,8 @@ def write_html(path: Path, report: Report) -> None:
         kinds=kinds_of(report.files),
         summary=summary_of(report),
         flags=FLAGS,
+        ungraded=ungraded_of(report),
+        text_kinds=text_kinds_of(report),
         # drawn here from numbers, and from file names that matplotlib escapes
         plot=Markup(kl_plot(report)),
         tail=Markup(tail_plot(report)),

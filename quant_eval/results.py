@@ -23,7 +23,8 @@ class EvaluationSettings:
     n_tokens: reply tokens of the evaluation text that are scored, at most; whole passages.
     n_problems: problems of each kind; n_replies: replies to each problem. task_seconds: no problem
     is begun after so long, so that a slow engine's rows have a smaller n. max_tokens: longest
-    reply. seed: of the problems. reply_seed: of the sampling; None takes seed.
+    reply. seed: of the problems. reply_seed: of the sampling; None takes seed. n_task_problems: of
+    each benchmark's file; None takes all. needles: tokens of the texts in which needles are hidden.
     """
 
     n_tokens: int = 16_384
@@ -33,15 +34,21 @@ class EvaluationSettings:
     max_tokens: int = 512
     seed: int = 0
     reply_seed: int | None = None
+    n_task_problems: int | None = None
+    needles: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How many replies solved problems of one kind, and how many max_tokens cut."""
+    """How many replies solved problems of one kind, and how many max_tokens cut.
+
+    n counts replies that could be graded, n_ungraded the others.
+    """
 
     n: int
     n_correct: int
     n_cut: int
+    n_ungraded: int = 0
 
     @property
     def share(self) -> float:
@@ -57,7 +64,8 @@ class Accuracy:
 class Attempt:
     """One reply to a problem, or to a question that nobody grades.
 
-    problem: the digest of what was asked. correct: None for a question. thought_tokens: of the
+    problem: the digest of what was asked. correct: None for a reply that was not graded, by choice
+    or because no rule is known. thought_tokens: of the
     thought with the tag that ends it. elapsed_s: of the whole reply; first_token_s: until its first
     token; tokens_per_s: of decoding, None for a reply of one token.
     """
@@ -139,15 +147,16 @@ class Flip:
 class FileResult:
     """One file's row: its size, its divergence by part of the reply, its accuracy by task.
 
-    sha256: of the file, or of the names and hashes of a folder's files. task_loss, flips: against
+    sha256: of the file, or of the names and hashes of a folder's files, or of a server's address
+    and its model's name. nbytes, bits_per_weight: None for a server. task_loss, flips: against
     the 16-bit file of the same report. elapsed_s: of measuring. kl_tail: shares of tokens, each
     with the KL that they have at least. layers: None where the error by layer was not measured.
     """
 
     name: str
     sha256: str
-    nbytes: int
-    bits_per_weight: float
+    nbytes: int | None
+    bits_per_weight: float | None
     engine: str
     divergence: Mapping[str, Divergence]
     accuracy: Mapping[str, Accuracy]
@@ -164,12 +173,13 @@ class FileResult:
     def overall_accuracy(self) -> Accuracy | None:
         """All kinds of task together, None where no problem was asked."""
         parts = self.accuracy.values()
-        if not parts:
+        if not any(one.n for one in parts):
             return None
         return Accuracy(
             sum(one.n for one in parts),
             sum(one.n_correct for one in parts),
             sum(one.n_cut for one in parts),
+            sum(one.n_ungraded for one in parts),
         )
 
 
@@ -177,12 +187,13 @@ class FileResult:
 class Report:
     """All files of one run against one reference.
 
-    model: the checkpoint's name. checkpoint_sha256, evaluation_sha256: of weights and text.
+    model: the checkpoint's name. checkpoint_sha256, evaluation_sha256: of weights and text; None
+    where a server's replies are all that was looked at.
     """
 
     model: str
-    checkpoint_sha256: str
-    evaluation_sha256: str
+    checkpoint_sha256: str | None
+    evaluation_sha256: str | None
     settings: EvaluationSettings
     environment: Mapping[str, str]
     files: tuple[FileResult, ...]

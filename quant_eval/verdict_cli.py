@@ -13,8 +13,10 @@ import typer
 from convert.errors import RegressionError, UsageError
 from convert.files import refuse_existing
 from quant_eval.options import (
+    UNLIMITED_S,
     AsJson,
     MaxTokens,
+    Needles,
     Problems,
     Quiet,
     ReferenceOption,
@@ -22,6 +24,8 @@ from quant_eval.options import (
     ReplySeed,
     Seed,
     States,
+    TaskFiles,
+    TaskProblems,
     Text,
     Threads,
     Tokens,
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
     from quant_eval.pipeline import Ask
 
 CONFIDENCE = 0.95
-UNLIMITED_S = 1e9  # a baseline is measured whole
 
 Out = Annotated[
     Path,
@@ -61,13 +64,16 @@ def compare(
     text: Text = None,
     tokens: Tokens = None,
     problems: Problems = None,
+    tasks: TaskFiles = None,
+    task_problems: TaskProblems = None,
+    needles: Needles = None,
     replies: Replies = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
     reply_seed: ReplySeed = None,
 ) -> None:
     """Show how two files differ: paired differences with 95 % confidence intervals."""
-    from quant_eval.metrics import METRICS, samples_of, tails_of
+    from quant_eval.metrics import metrics_among, samples_of, tails_of
     from quant_eval.paired import paired_difference
     from quant_eval.pipeline import Ask
 
@@ -75,34 +81,33 @@ def compare(
     with _opened(reference) as (checkpoint, n_threads):
         settings = settings_for(
             checkpoint,
+            tasks,
+            needles,
             n_tokens=tokens,
             n_problems=problems,
+            n_task_problems=task_problems,
             n_replies=replies,
             max_tokens=max_tokens,
             seed=seed,
             reply_seed=reply_seed,
         )
-        ask = Ask(settings, text, states)
+        ask = Ask(settings, text, states, tuple(tasks or ()))
         threads = threads or n_threads
         a, b = _measured(checkpoint, [first, second], out, ask, threads, console)
     tails = tails_of(a)
     before, after = samples_of(a, tails), samples_of(b, tails)
     rows = []
-    for name in METRICS:
-        if name not in before or name not in after:
-            continue
-        difference = paired_difference(
-            before[name], after[name], of_shares=METRICS[name].of_replies
-        )
+    for name, metric in metrics_among(before.keys() & after.keys()).items():
+        difference = paired_difference(before[name], after[name], of_shares=metric.of_replies)
         means = before[name].mean, after[name].mean
         if difference is None or means[0] is None or means[1] is None:
             continue
         low, high = difference.interval(CONFIDENCE)
-        worse, better = (high < 0, low > 0) if METRICS[name].more_is_better else (low > 0, high < 0)
+        worse, better = (high < 0, low > 0) if metric.more_is_better else (low > 0, high < 0)
         rows.append(
             {
                 "name": name,
-                "title": METRICS[name].title,
+                "title": metric.title,
                 "first": means[0].value,
                 "second": means[1].value,
                 "difference": difference.value,
@@ -159,6 +164,7 @@ def gate(
     as_json: AsJson = False,
     quiet: Quiet = False,
     text: Text = None,
+    tasks: TaskFiles = None,
     reply_seed: ReplySeed = None,
 ) -> None:
     """Exit with 3 where a file is worse than its baseline, and name what regressed.
@@ -169,8 +175,7 @@ def gate(
     from quant_eval.baseline import find_entry, load_baseline
     from quant_eval.manifest import Manifest
     from quant_eval.metrics import samples_of
-    from quant_eval.pipeline import Ask
-    from quant_eval.suite import read_evaluation_text
+    from quant_eval.pipeline import Ask, evaluation_text
 
     if baseline is None and not limits:
         raise UsageError("gate: nothing to hold the file against; give --baseline or --limits")
@@ -187,10 +192,10 @@ def gate(
                 accepted,
                 baseline,
                 checkpoint=Manifest(out).model_sha256(checkpoint.path),
-                text=read_evaluation_text(text)[1],
+                text=evaluation_text(checkpoint, text)[1],
             )
             settings = rules.settings_of_gate(accepted, reply_seed)
-        ask = Ask(settings, text, states)
+        ask = Ask(settings, text, states, tuple(tasks or ()))
         (measured,) = _measured(checkpoint, [file], out, ask, threads or n_threads, console)
         if entry is not None:
             checks += rules.gate_file(measured, entry, checkpoint, threads=threads)
@@ -232,6 +237,9 @@ def baseline(
     text: Text = None,
     tokens: Tokens = None,
     problems: Problems = None,
+    tasks: TaskFiles = None,
+    task_problems: TaskProblems = None,
+    needles: Needles = None,
     replies: Replies = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
@@ -246,14 +254,17 @@ def baseline(
     with _opened(reference) as (checkpoint, n_threads):
         settings = settings_for(
             checkpoint,
+            tasks,
+            needles,
             n_tokens=tokens,
             n_problems=problems,
+            n_task_problems=task_problems,
             n_replies=replies,
             max_tokens=max_tokens,
             seed=seed,
             task_seconds=UNLIMITED_S,
         )
-        ask = Ask(settings, text, states)
+        ask = Ask(settings, text, states, tuple(tasks or ()))
         measured = _measured(checkpoint, files, out, ask, threads or n_threads, console)
         entries = [make_entry(one, checkpoint, threads=threads) for one in measured]
         save_baseline(save, make_report(checkpoint, Manifest(out), ask, measured), entries)
@@ -293,6 +304,13 @@ def reference(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the states.")] = Path(
         "reference"
     ),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `qwq calibrate --evaluation` with the same text: nothing is run anew.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -312,7 +330,13 @@ def reference(
         settings = settings_for(opened, n_tokens=tokens)
         binding = pipeline.bind(opened, Manifest(out), text, settings.n_tokens)
         pipeline.keep_reference(
-            opened, out, binding, text, threads=threads or n_threads, on_progress=on_progress
+            opened,
+            out,
+            binding,
+            text,
+            threads=threads or n_threads,
+            on_progress=on_progress,
+            calibration=calibration,
         )
     if as_json:
         typer.echo(json.dumps({"folder": str(out), **asdict(binding)}, indent=2))

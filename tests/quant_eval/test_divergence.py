@@ -228,6 +228,15 @@ def test_bad_streams_are_errors() -> None:
         score(PASSAGE, [logits(0)], [broken])
 
 
+def test_kinds_are_parts_of_the_whole() -> None:
+    """Catches a passage under another's kind, and one that is lost."""
+    scores = [score(PASSAGE, [logits(i)], [logits(i + 9)]) for i in range(3)]
+    parts = summarize(scores, ["code", "prose", "code"])
+    assert parts["kind code"].n_passages == 2
+    assert parts["kind prose"].kl_nats.value == pytest.approx(scores[1].kl_nats.mean())
+    assert parts["kind code"].n_tokens + parts["kind prose"].n_tokens == parts["reply"].n_tokens
+
+
 def test_the_tail_ends_at_the_largest() -> None:
     """Catches shares of the wrong side, and a last token that is interpolated away."""
     scores = score(PASSAGE, [logits(0)], [logits(1)])

@@ -29,7 +29,7 @@ from tests.synthetic import write_checkpoint
 
 
 def ask(qwq: QwQ, exam: suite.Exam, kept: Kept) -> tuple[Attempt, ...]:
-    return solve(Path("fake"), lambda: qwq, exam, Known(kept, "conditions"), no_progress)
+    return solve("fake", lambda: qwq, exam, Known(kept, "conditions"), no_progress)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_what_is_kept_is_of_these_conditions(tmp_path: Path) -> None:
         assert ask(qwq, problems_alone(problems, other), kept)[0].answer == "No."
     known = Known(kept, "another file")
     no = telling("No.\n</think>\n\nNo.")
-    assert solve(Path("fake"), lambda: no, exam, known, no_progress)[0].answer == "No."
+    assert solve("fake", lambda: no, exam, known, no_progress)[0].answer == "No."
 
 
 @pytest.mark.parametrize("text", ["", "\x00\xff", "[]\n{}\nnull\n3", '{"key": 1, "value": {}}'])

@@ -265,6 +265,18 @@ def test_curves_name_every_file_with_an_error() -> None:
     assert layers_plot([("BF16", layers_of(0))]) == ""
 
 
+def test_the_page_shows_kinds_of_text(tmp_path: Path) -> None:
+    """Catches a table over one kind, which is the whole, and files in each other's columns."""
+    kinds = {f"kind {name}": divergence(kl, 0.9) for name, kl in (("code", 0.25), ("prose", 0.5))}
+    file = replace(REPORT.files[0], divergence={**REPORT.files[0].divergence, **kinds})
+    write_html(tmp_path / "report.html", replace(REPORT, files=(file, REPORT.files[1])))
+    page = (tmp_path / "report.html").read_text()
+    row = page[page.index("<tr><th>code</th>") : page.index("<tr><th>prose</th>")]
+    assert "<td>0.250<small>±0.017</small></td>\n<td></td>" in row
+    write_html(tmp_path / "bare.html", REPORT)
+    assert "KL by kind of text" not in (tmp_path / "bare.html").read_text()
+
+
 def test_the_page_shows_where_errors_come_from(tmp_path: Path) -> None:
     """Catches plots that are drawn and left out, and headings over nothing."""
     write_html(tmp_path / "bare.html", REPORT)
