@@ -87,6 +87,9 @@ bench-run: $(READY) ## compare the runtime with llama.cpp's bare loop and with l
 bench-serve: $(READY) ## compare our server with llama-cpp-python's: 1, 4, 8 clients, second turns
 	@$(BIN)/python benchmarks/serving.py
 
+bench-eval: $(READY) ## compare the suite's own work with the engine's on a pass of KL
+	@$(BIN)/python benchmarks/evaluation.py
+
 soak: $(READY) ## ask a server for 15 minutes, wildly: flat memory, no reply lost
 	@$(BIN)/python benchmarks/soak_server.py
 
@@ -96,4 +99,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-layer bench-serve soak constraints clean
+.PHONY: help setup quantize eval gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-eval bench-layer bench-serve soak constraints clean

@@ -1,6 +1,6 @@
 """Mixed, cancelled and malformed requests for a while: does memory stay flat, is a reply lost?
 
-    .venv/bin/python benchmarks/soak_server.py [--seconds 900] [--clients 4] [--model FILE]
+    .venv/bin/python benchmarks/soak_server.py [--seconds 900] [--clients 4] [--parallel 2]
 
 It starts `qwq serve` and watches the resident memory of the server and of its engine's process.
 Exits with 1 where a reply was lost, a status was not what it should be, or memory grew by more than
@@ -104,9 +104,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--parallel", type=int, default=2, help="replies at once")
     parser.add_argument("--model", default="models/nano-qwq/nano-qwq-Q4_K_M.gguf")
     options = parser.parse_args()
     command = [sys.executable, "-m", "qwq_local.cli", "serve", "-m", options.model, "--port", "0"]
+    command += ["--parallel", str(options.parallel), "--no-page"]
     environment = {name: value for name, value in os.environ.items() if name != "QWQ_API_KEY"}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert server.stderr is not None

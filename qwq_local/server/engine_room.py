@@ -167,7 +167,8 @@ class EngineRoom:
         with self._changed:
             if self.state == "closed":
                 raise EngineError("server: it is shutting down; ask again later")
-            if self._count_waiting() >= self._most_waiting:
+            n_free = self._n_parallel - len(self._running)  # for these nobody will have to wait
+            if self._count_waiting() >= self._most_waiting + n_free:
                 raise QueueFullError
             self._waiting.setdefault(client, deque()).append(job)
             self._changed.notify()

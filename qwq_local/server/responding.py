@@ -49,33 +49,30 @@ async def respond_whole(
 async def respond_streamed(
     following: Following, asks: Sequence[Ask], writer: Writer
 ) -> StreamingResponse:
-    """One reply after the other, as they are made.
+    """One reply after the other; all are queued at once, and may be made at once.
 
     Raises ApiError where the first reply fails at once; what fails later is part of the stream.
     """
     try:
-        job = following.submit(asks[0])
-        events = following.events(job)
+        jobs = [following.submit(ask) for ask in asks]
+        events = following.events(jobs[0])
         first = await anext(events, None)
     except ApiError:
         following.end()
         raise
-    lines = _lines(following, asks, writer, job, _again(first, events))
+    lines = _lines(following, jobs, writer, _again(first, events))
     return StreamingResponse(lines, media_type="text/event-stream", headers=_HEADERS)
 
 
 async def _lines(
     following: Following,
-    asks: Sequence[Ask],
+    jobs: Sequence[Job],
     writer: Writer,
-    job: Job,
-    events: AsyncIterator[Event | None],
+    first: AsyncIterator[Event | None],
 ) -> AsyncIterator[str]:
     try:
-        for index, ask in enumerate(asks):
-            if index > 0:
-                job = following.submit(ask)
-                events = following.events(job)
+        for index, job in enumerate(jobs):
+            events = following.events(job) if index else first
             yield writer.begin()
             event = None
             async for event in events:

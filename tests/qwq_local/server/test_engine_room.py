@@ -17,7 +17,7 @@ from qwq_local.engine import Generation
 from qwq_local.reply import Event
 from qwq_local.server import following
 from qwq_local.server.app import ServerSettings
-from qwq_local.server.engine_room import EngineRoom
+from qwq_local.server.engine_room import EngineRoom, QueueFullError
 from qwq_local.server.guard import Access
 from qwq_local.server.serving import Listening, serve
 from tests.fakes import FakeEngine
@@ -30,10 +30,11 @@ class Held(FakeEngine):
     def __init__(self, *replies: str) -> None:
         super().__init__(*replies)
         self.go = threading.Event()
-        self.n_ended = 0
+        self.n_begun = self.n_ended = 0
 
     def generate(self, ids: Sequence[int], **options: Any) -> Generation:
         letters = random.Random(0)
+        self.n_begun += 1
         try:
             while not self.go.wait(0.01):
                 change = yield letters.randrange(97, 123)
@@ -116,14 +117,15 @@ def test_so_many_replies_are_made_at_once() -> None:
         asking(server) as first,
         asking(server, stream=True) as second,
     ):
-        server.wait(lambda: server.room.n_running == 2)
+        server.wait(lambda: engine.n_begun == 2)
         with asking(server) as third:
             server.wait(lambda: server.room.n_waiting == 1)
+            assert server.room.n_running == 2
             with asking(server) as fourth:
                 assert answer(fourth)[1]["error"]["code"] == "queue_full"
             second.close()
-            server.wait(lambda: engine.n_ended == 1)  # the third has its place
-            server.wait(lambda: (server.room.n_running, server.room.n_waiting) == (2, 0))
+            server.wait(lambda: engine.n_begun == 3)  # the third has its place
+            assert (engine.n_ended, server.room.n_running, server.room.n_waiting) == (1, 2, 0)
             engine.go.set()
             assert answer(first)[0] == answer(third)[0] == 200
 
@@ -171,6 +173,32 @@ def test_clients_take_turns() -> None:
 
     asyncio.run(ask_all())
     assert order == ["a1", "b1", "a2", "b2", "a3"]
+
+
+def test_the_queue_is_for_those_who_wait() -> None:
+    """Would catch a refusal while places are free, because their threads are not awake yet."""
+
+    async def submit_all() -> None:
+        room = EngineRoom(lambda: fake_qwq(*[THOUGHT] * 3), n_waiting=1, n_parallel=2)
+        for _ in range(3):
+            room.submit(lambda qwq, _: qwq.reply(QUESTION), "a")
+        with pytest.raises(QueueFullError):
+            room.submit(lambda qwq, _: qwq.reply(QUESTION), "a")
+
+    asyncio.run(submit_all())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_of_one_request_are_made_at_once(*, stream: bool) -> None:
+    engine = Held(*[THOUGHT] * 3)
+    with (
+        running(lambda: fake_qwq(engine=engine), n_parallel=3) as server,
+        asking(server, stream=stream, n=3) as request,
+    ):
+        server.wait(lambda: server.room.n_running == 3)
+        engine.go.set()
+        text = request.getresponse().read()
+    assert text.count(b'"finish_reason": "stop"' if stream else b'"finish_reason":"stop"') == 3
 
 
 def test_clients_take_turns_at_every_place() -> None:
