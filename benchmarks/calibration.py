@@ -1,35 +1,39 @@
 """What calibrating buys: time, memory and quality of what is made with it, side by side.
 
-`make bench-calibrate` calibrates a checkpoint (nano-qwq by default) with its Hessians. Then it
-writes GGUF files of each type with the imatrix alone, which is byte for byte what llama.cpp's
-quantizer makes of the same imatrix, and with GPTQ rounding; and GPTQ folders in two orders of
-columns. Quality is the KL of the weights as stored, computed in float32 on the evaluation set's
-replies; its error and that of the difference to the base, the line before, are clustered by
-conversation.
+`make bench-calibrate` calibrates a checkpoint (nano-qwq by default) with its Hessians and
+sensitivities. Then it writes GGUF files of each type with the imatrix alone, which is byte for byte
+what llama.cpp's quantizer makes of the same imatrix, with GPTQ rounding, and of the same size with
+the types that cost least; and GPTQ folders in two orders of columns, and GPTQModel's, plain and
+with its own search of scales, of the same bits and calibration tokens. Quality is the KL of the
+weights as stored, computed in float32 on the evaluation set's replies; its error and that of the
+difference to the base, the first line of its kind, are clustered by conversation.
 """
 
 import argparse
-import os
+import json
 import shutil
-import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from convert.calibration import TokenizedConversation, load_tokenizer, tokenize_conversation
 from convert.checkpoint import Checkpoint
 from convert.decode import decode_rows
-from convert.gguf_header import read_header
+from convert.gguf_header import GgufHeader, read_header
 from convert.gptq_folder import open_gptq
 from convert.layer_stream import threads_for
+from convert.memory import share_out
+from convert.passages import calibration_sequences, load_passages
 from convert.qwen2 import tensor_specs
 from quant_eval.suite import read_evaluation_text
+from tests.processes import Cost, run_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "quant_eval" / "nano" / "checkpoint"
@@ -42,12 +46,22 @@ Weights = Mapping[str, torch.Tensor]
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of a process: seconds of processor time, peak of resident memory in bytes."""
-
-    cpu_s: float
-    peak_nbytes: int
+GPTQMODEL = """
+import json, os, sys
+source, text, out, mse, scratch = sys.argv[1:]
+os.chdir(scratch)  # it leaves a folder of logs wherever it runs
+from gptqmodel import GPTQModel, QuantizeConfig
+config = QuantizeConfig(bits=4, group_size=128, mse=float(mse))
+model = GPTQModel.load(source, config, device="cpu")
+model.quantize(json.load(open(text)), batch_size=1)
+model.save(out)
+"""
+GPTQMODEL_SETTINGS = (
+    "GPTQMODEL_CPU_WORKERS=2",  # with fewer cores its pool is an error
+    "OMP_WAIT_POLICY=PASSIVE",  # threads that spin while they wait take each other's cores
+    "GOMP_SPINCOUNT=0",
+)
+GPTQMODEL_MSE = 2.4  # the exponent that its own examples search scales with
 
 
 def run(out: Path, *command: str) -> Cost:
@@ -55,15 +69,7 @@ def run(out: Path, *command: str) -> Cost:
     if out.is_dir():
         shutil.rmtree(out)
     out.unlink(missing_ok=True)
-    log = WORK / "log.txt"
-    with log.open("wb") as file:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = status
-    if status:
-        sys.exit(f"{' '.join(command[:5])} ...: ended with status {status}; see {log}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    return run_whole(command, log=WORK / "log.txt")
 
 
 def qwq(out: Path, *arguments: str) -> Cost:
@@ -162,6 +168,22 @@ def compare_gguf(source: Path, calibration: Path, table: Table) -> None:
             cost = qwq(out, "convert", "gguf", str(source), *options, "--threads", "1")
             title = f"{name}, {'imatrix' if rounding == 'nearest' else 'GPTQ rounding'}"
             table.line(title, gguf_weights(out, source), cost, is_base=rounding == "nearest")
+        stock = read_header(WORK / f"{name}-nearest.gguf")
+        for rounding in ("nearest", "gptq"):
+            out = WORK / f"{name}-fit-{rounding}.gguf"
+            given = ("--calibration", str(calibration), "--rounding", rounding, "--threads", "1")
+            cost = qwq(out, "convert", "gguf", str(source), *fit_options(source, stock), *given)
+            title = f"its size, types that cost least{', GPTQ rounding' * (rounding == 'gptq')}"
+            table.line(title, gguf_weights(out, source), cost)
+
+
+def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
+    """Options that leave as much for weights as a stock file's tensors take."""
+    nbytes = sum(tensor.nbytes for tensor in stock.tensors.values())
+    with Checkpoint.open(source) as checkpoint:
+        beside = share_out(checkpoint.model, 0, context=1, kv_type="f16", margin_nbytes=1000)
+    size = f"{(nbytes - beside.weights) / 1000:.3f}KB"
+    return ("--fit", size, "--context", "1", "--margin", "1KB")
 
 
 def compare_gptq(source: Path, text: Path, table: Table) -> None:
@@ -172,28 +194,46 @@ def compare_gptq(source: Path, text: Path, table: Table) -> None:
         table.line(f"GPTQ 4 bit, {order}", gptq_weights(out), cost, is_base=order == "columns")
 
 
+def compare_gptqmodel(source: Path, text: Path, table: Table) -> None:
+    with Checkpoint.open(source) as checkpoint:
+        sequences = calibration_sequences(checkpoint, load_passages(text), n_tokens=GPTQ_TOKENS)
+    ids = WORK / "calibration-ids.json"
+    rows = [{"input_ids": list(one), "attention_mask": [1] * len(one)} for one in sequences]
+    ids.write_text(json.dumps(rows))
+    for mse in (0.0, GPTQMODEL_MSE):
+        out = WORK / f"gptqmodel-{mse}"
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments = (source, ids, out, mse, scratch)
+            program = (sys.executable, "-c", GPTQMODEL, *map(str, arguments))
+            cost = run(out, "env", *GPTQMODEL_SETTINGS, *program)
+        title = f"GPTQModel 4 bit, {f'its search, {mse}' if mse else 'as it comes'}"
+        table.line(title, gptq_weights(out), cost)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=NANO)
     parser.add_argument("--text", type=Path, default=REASONING, help="to calibrate on")
     parser.add_argument("--evaluation", type=Path, help="text to score (default: the built-in one)")
+    parser.add_argument("--no-gptqmodel", action="store_true", help="it takes some minutes")
     parser.add_argument("--passages", type=int, help="of the evaluation set (default: all)")
     arguments = parser.parse_args()
-    source = arguments.checkpoint
+    source = arguments.checkpoint.absolute()
     WORK.mkdir(parents=True, exist_ok=True)
     calibration = WORK / "statistics"
-    start_s = time.perf_counter()
-    options = ("--text", str(arguments.text), "--hessians", "--device", "cpu")
+    options = ("--text", str(arguments.text), "--hessians", "--sensitivities", "--device", "cpu")
     cost = qwq(calibration, "calibrate", str(source), *options)
     print(
-        f"calibrated with Hessians: {cost.cpu_s:.0f} s of processor time, "
-        f"{time.perf_counter() - start_s:.0f} s, peak {cost.peak_nbytes / 2**20:.0f} MiB\n",
+        f"calibrated with Hessians and sensitivities: {cost.cpu_s:.0f} s of processor time, "
+        f"{cost.wall_s:.0f} s, peak {cost.peak_nbytes / 2**20:.0f} MiB\n",
         flush=True,
     )
     with Checkpoint.open(source) as checkpoint, threads_for(checkpoint.model):
         table = Table(Judge(source, arguments.evaluation, arguments.passages))
         compare_gguf(source, calibration, table)
         compare_gptq(source, arguments.text, table)
+        if not arguments.no_gptqmodel:
+            compare_gptqmodel(source, arguments.text, table)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ class FitOptions:
     kv_type: str
     margin: str | None
 
+    @property
+    def name(self) -> str:
+        """Of the recipe, and in the file's name."""
+        return f"fit-{''.join(self.size.split())}-{self.context}-{self.kv_type}"
+
 
 def parse_nbytes(text: str, option: str) -> int:
     """Bytes from a number with K, M, G or T, in powers of ten, or with Ki to Ti, in powers of two.
@@ -84,8 +89,7 @@ def fit_recipe(
             n_threads=n_threads,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    name = f"fit-{''.join(options.size.split())}"
-    mix = best_mix(checkpoint.model, costs, room.weights, name=name)
+    mix = best_mix(checkpoint.model, costs, room.weights, name=options.name)
     stock = stock_mix(checkpoint.model, costs, room.weights, imatrix)
     _show(console, mix, stock)
     return recipe_of(mix, RECIPES["Q4_K_M" if stock is None else stock.name])

@@ -15,17 +15,32 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.calibration import Passage, TokenBatch, set_digest, take_tokens, token_batches
+from convert.calibration import (
+    Conversation,
+    Passage,
+    TokenBatch,
+    load_tokenizer,
+    set_digest,
+    take_tokens,
+    token_batches,
+    tokenize_conversation,
+)
 from convert.checkpoint import Checkpoint, Float32Array, read_json_object
 from convert.errors import NumericalError, QwqError, UsageError
 from convert.estimate import Estimate, estimate_calibration, sites
+from convert.evaluation_states import write_evaluation
 from convert.files import check_disk_space, refuse_existing, replacing_file
 from convert.fingerprint import fingerprint
 from convert.hessian import InputStatistics
 from convert.imatrix import write_imatrix
 from convert.layer_stream import INPUT_SITES, LayerStream, capturing_input, n_tokens_of, threads_for
 from convert.layer_work import LayerWork, layer_work, read_states, write_states
-from convert.passages import BATCH_TOKENS, MAX_SEQUENCE_LENGTH, calibration_sequences
+from convert.passages import (
+    BATCH_TOKENS,
+    HELD_OUT_EVERY,
+    MAX_SEQUENCE_LENGTH,
+    calibration_sequences,
+)
 from convert.qwen2 import Qwen2Config, tensor_specs
 from convert.sensitivity import SensitivityPass
 
@@ -36,8 +51,6 @@ if TYPE_CHECKING:
 DESCRIPTION = "calibration.json"
 IMATRIX_NAMES = ("imatrix.gguf", "imatrix.dat")
 STATISTICS = ("importance", "hessian", "held_out")
-HELD_OUT_EVERY = 8
-"""Of the sequences that Hessians are made of, every eighth is held out to judge them by."""
 
 Progress = Callable[[int, int], None]
 
@@ -117,9 +130,10 @@ def open_calibration(path: Path, checkpoint: Checkpoint) -> Calibration:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Batches whose tokens are used in the same way."""
+    """Batches whose tokens are used in the same way; those not counted are but kept at the end."""
 
     batches: list[TokenBatch]
+    counted: bool = True
     fitted: bool = False
     held_out: bool = False
 
@@ -135,6 +149,7 @@ class CalibrationPlan:
     settings: CalibrationSettings
     parts: tuple[_Part, ...]
     sample: list[TokenBatch]
+    evaluation_sha256: str
     result: Calibration
 
     @property
@@ -145,7 +160,8 @@ class CalibrationPlan:
         if self.settings.hessians:
             n_held_out = self.result.n_held_out
             per_layer += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
-        n_kept = 2 * self.result.n_tokens + (model.n_layers + 3) * self.result.n_sampled
+        n_streamed = sum(n_tokens_of(part.batches) for part in self.parts)
+        n_kept = 2 * n_streamed + (model.n_layers + 3) * self.result.n_sampled
         return 4 * (n_kept * model.hidden_size + model.n_layers * per_layer)
 
     def estimate(self) -> Estimate:
@@ -165,12 +181,16 @@ def plan_calibration(
     *,
     passages: Sequence[Passage],
     settings: CalibrationSettings,
+    evaluation: Sequence[Conversation] = (),
 ) -> CalibrationPlan:
-    """Tokenize the passages and say what will be done; raises QwqError for text that is unfit."""
+    """Tokenize the passages and say what will be done; raises QwqError for text that is unfit.
+
+    evaluation: rides along for its final hidden states, and counts in no statistics.
+    """
     sequences = calibration_sequences(checkpoint, passages, n_tokens=settings.n_tokens)
     if not sequences:
         raise UsageError("calibration text: holds no token; give some text")
-    parts = _parts(sequences, settings)
+    parts = (*_parts(sequences, settings), _evaluation_part(checkpoint, evaluation, settings))
     n_sampled = settings.n_sensitivity_tokens if settings.sensitivities else 0
     sampled = list(take_tokens(sequences, n_sampled, max_length=MAX_SEQUENCE_LENGTH))
     sample = token_batches(sampled, batch_tokens=settings.batch_tokens)
@@ -179,12 +199,12 @@ def plan_calibration(
         checkpoint_sha256=fingerprint(checkpoint),
         calibration_sha256=set_digest(passages),
         n_layers=checkpoint.model.n_layers,
-        n_tokens=sum(n_tokens_of(part.batches) for part in parts),
+        n_tokens=sum(n_tokens_of(part.batches) for part in parts if part.counted),
         n_fitted=sum(n_tokens_of(part.batches) for part in parts if part.fitted),
         n_held_out=sum(n_tokens_of(part.batches) for part in parts if part.held_out),
         n_sampled=n_tokens_of(sample),
     )
-    return CalibrationPlan(checkpoint, settings, parts, sample, result)
+    return CalibrationPlan(checkpoint, settings, parts, sample, set_digest(evaluation), result)
 
 
 def calibrate(
@@ -205,7 +225,10 @@ def calibrate(
     result, settings = plan.result, plan.settings
     refuse_existing(result.path, force=force)
     check_disk_space(result.path, plan.disk_nbytes)
-    made_of = describe(result) | {"settings": dataclasses.asdict(settings)}
+    made_of = describe(result) | {
+        "settings": dataclasses.asdict(settings),
+        "evaluation": plan.evaluation_sha256,
+    }
     with layer_work(result.path, made_of, force=force) as work:
         stream = LayerStream(plan.checkpoint, device=device)
         _Pass(plan, stream, on_progress=on_progress).run(work)
@@ -249,6 +272,16 @@ def _parts(sequences: Sequence[Sequence[int]], settings: CalibrationSettings) ->
     )
 
 
+def _evaluation_part(
+    checkpoint: Checkpoint, evaluation: Sequence[Conversation], settings: CalibrationSettings
+) -> _Part:
+    if not evaluation:
+        return _Part([], counted=False)
+    tokenizer = load_tokenizer(checkpoint.path)
+    sequences = [tokenize_conversation(one, tokenizer).ids for one in evaluation]
+    return _Part(token_batches(sequences, batch_tokens=settings.batch_tokens), counted=False)
+
+
 class _Pass:
     """The layers over all batches, from the first unfinished one on."""
 
@@ -259,7 +292,7 @@ class _Pass:
         self._stream = stream
         self._parts = [part for part in plan.parts for _ in part.batches]
         self._batches = [batch for part in plan.parts for batch in part.batches]
-        self._n_tokens = plan.result.n_tokens
+        self._n_tokens = sum(n_tokens_of(part.batches) for part in plan.parts)
         self._with_hessian = plan.settings.hessians
         self._on_progress = on_progress
 
@@ -288,7 +321,21 @@ class _Pass:
                 }
                 path = _layer_path(work.folder, index)
                 save_file(tensors, path)
+                if index + 1 == self._model.n_layers:
+                    self._keep_evaluation(work)
                 work.finish_layer(path)
+
+    def _keep_evaluation(self, work: LayerWork) -> None:
+        batches = [
+            batch
+            for part, batch in zip(self._parts, self._batches, strict=True)
+            if not part.counted
+        ]
+        if batches:
+            path, size = work.states_path(self._model.n_layers), self._model.hidden_size
+            every = zip(self._parts, read_states(path, self._batches, size), strict=True)
+            states = (one.numpy() for part, one in every if not part.counted)
+            write_evaluation(work.folder, batches, states, eps=self._model.rms_norm_eps)
 
     def _through(
         self,
@@ -303,7 +350,7 @@ class _Pass:
         for part, batch, on_disk in zip(self._parts, self._batches, before, strict=True):
             states = on_disk.to(self._stream.device)
             with ExitStack() as stack:
-                for site, one in statistics.items():
+                for site, one in statistics.items() if part.counted else ():
                     visit = partial(
                         _fold, one, batch=batch, part=part, name=f"model.layers.{index}.{site}"
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.calibrate import CalibrationPlan, Progress
-    from convert.calibration import Passage
+    from convert.calibration import Conversation, Passage
+
+    Generate = Callable[[str | None, Sequence[Conversation], int], Iterator[Conversation]]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -27,6 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     "qwq convert gguf models/QwQ-32B --type IQ4_XS --imatrix calibration/imatrix.gguf"
 )
 def calibrate(
+    context: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(help="Folder with config.json, tokenizer.json and *.safetensors.")
     ],
@@ -48,6 +51,24 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    self_generated: Annotated[
+        int,
+        typer.Option(
+            "--self-generate",
+            min=0,
+            help="Let a model write its own thoughts and answers on this many prompts of the text.",
+        ),
+    ] = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="With --self-generate: what writes them, such as a GGUF file of this checkpoint "
+            "(default: what was quantized last under ./models).",
+            show_default=False,
+        ),
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Use this many tokens (default: all of the text).")
     ] = None,
@@ -64,6 +85,14 @@ def calibrate(
     sensitivity_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens for the sensitivities.")
     ] = 4096,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON Lines of conversations that ride along: their final hidden states are kept "
+            "for `qwq eval reference --calibration`.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cuda, mps or cpu (default: the best there is).", show_default=False),
@@ -85,6 +114,7 @@ def calibrate(
 
     from convert.calibrate import CalibrationSettings, describe, plan_calibration
     from convert.calibrate import calibrate as run
+    from convert.calibration import load_conversations
     from convert.checkpoint import Checkpoint
     from convert.files import refuse_existing
     from convert.layer_stream import find_device
@@ -102,7 +132,17 @@ def calibrate(
         target = out or Path("models") / opened.name / "calibration"
         if not dry_run:
             refuse_existing(target, force=force)
-        plan = plan_calibration(opened, target, passages=_load(text), settings=settings)
+        passages = _load(text)
+        if self_generated and not dry_run:
+            kept = target.with_name(f"{target.name}.self-generated.jsonl")
+            passages = _self_generated(passages, self_generated, kept, console, context.obj, model)
+        plan = plan_calibration(
+            opened,
+            target,
+            passages=passages,
+            settings=settings,
+            evaluation=[] if evaluation is None else load_conversations(evaluation),
+        )
         document = describe(plan.result) | {"path": str(target), "disk_nbytes": plan.disk_nbytes}
         if dry_run and as_json:
             typer.echo(json.dumps(document, indent=2))
@@ -131,6 +171,49 @@ def _load(paths: list[Path] | None) -> list[Passage]:
     if not paths:
         return built_in_passages()
     return [passage for path in paths for passage in load_passages(path)]
+
+
+def _self_generated(
+    passages: list[Passage],
+    n: int,
+    path: Path,
+    console: Console,
+    generate: Generate,
+    model: str | None,
+) -> list[Passage]:
+    """The passages, with a model's own replies in the first n conversations without tools.
+
+    path: keeps them as they come, so that the same command continues after an interruption.
+    """
+    from convert.calibration import Conversation, load_conversations
+    from convert.errors import QwqError, UsageError
+
+    places = [
+        i for i, one in enumerate(passages) if isinstance(one, Conversation) and not one.tools
+    ]
+    if len(places) < n:
+        raise UsageError(
+            f"--self-generate {n}: the text has {len(places)} prompts without tools; ask for fewer"
+        )
+    prompts = [one for one in (passages[i] for i in places[:n]) if isinstance(one, Conversation)]
+    done = load_conversations(path)[:n] if path.is_file() else []
+    if [one.messages for one in done] != [one.messages for one in prompts[: len(done)]]:
+        raise QwqError(f"{path}: holds replies to other prompts; move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for one in generate(model, prompts[len(done) :], len(done)) if len(done) < n else ():
+            done.append(one)
+            record = {
+                "kind": one.kind,
+                "messages": one.messages,
+                "reasoning": one.reasoning,
+                "answer": one.answer,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            console.print(f"self-generated: {len(done)} of {n}")
+    replies = dict(zip(places, done, strict=False))
+    return [replies.get(i, one) for i, one in enumerate(passages)]
 
 
 def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:

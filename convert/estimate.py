@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convert.gptq import GptqSettings
-from convert.passages import BATCH_TOKENS
+from convert.passages import BATCH_TOKENS, HELD_OUT_EVERY
 from convert.qwen2 import Qwen2Config
 
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
-SENSITIVITY_PASSES = 3  # of each layer: forward, and forward and back
+SENSITIVITY_PASSES = 4  # of each layer: forward; forward, back to its inputs and its weights
 K_BLOCK = 256  # columns fixed before the lazy update of the rest
 OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
 
@@ -31,11 +31,14 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
     n_weights = sum(n_in * n_out for n_in, n_out in solves)
     n_matrix = PASSES * 2 * n_tokens * n_weights
     n_elementwise = 0
+    n_solves = len(settings.damps)
     for n_in, n_out in solves:
         n_matrix += 2 * n_tokens * n_in**2  # Hessian
-        n_matrix += 4 * n_in**3 // 3 + n_out * n_in**2  # factor; lazy updates
+        n_matrix += n_solves * (4 * n_in**3 // 3 + n_out * n_in**2)  # factor; lazy updates
+        if settings.other_damps:
+            n_matrix += n_solves * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
         candidates = OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
-        n_elementwise += n_out * n_in * (settings.column_chunk + candidates)
+        n_elementwise += n_solves * n_out * n_in * (settings.column_chunk + candidates)
     # The Hessian with three more of its size, or the activations; the rows with two copies.
     solving = max(4 * n_in**2 + 3 * n_in * n_out for n_in, n_out in solves)
     floats = 2 * n_weights + max(solving, 4 * BATCH_TOKENS * model.intermediate_size)  # next layer

@@ -20,6 +20,7 @@ SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
 LARGEST_SCALE = 65504.0  # and its largest
 MAX_DAMP = 1.0
 PER_CHANNEL = -1
+OTHER_DAMPS = (0.2, 0.8)
 ORDERS = ("columns", "groups", "activations")
 
 
@@ -31,7 +32,9 @@ class GptqSettings:
     order: "columns" goes from left to right; "groups" takes the groups, and the columns in each,
     from the most active down (Gafni et al. 2025, group-aware reordering); "activations" does so
     with all columns and groups them in that order, for which readers need a lookup.
-    damp: fraction of the mean diagonal added to the Hessian's. clip_steps: how many clipped scales
+    damp: fraction of the mean diagonal added to the Hessian's. other_damps: tried too by the
+    exporter, which keeps the one whose output errs least on inputs that it holds out; with none
+    there is nothing to choose and all inputs are fitted to. clip_steps: how many clipped scales
     are tried beside the full one; 0 tries none. version: of the file format, 1 or 2.
     column_chunk: columns solved before the lazy update of the rest; it changes speed alone.
     """
@@ -41,6 +44,7 @@ class GptqSettings:
     symmetric: bool = True
     order: str = "columns"
     damp: float = 0.05
+    other_damps: tuple[float, ...] = ()
     clip_steps: int = 24
     version: int = 1
     column_chunk: int = 128
@@ -55,10 +59,15 @@ class GptqSettings:
             if value not in known:
                 choices = ", ".join(map(str, known))
                 raise UsageError(f"{name}: {value} is not one of {choices}; choose one of them")
-        if not 0 < self.damp <= MAX_DAMP:
-            raise UsageError(f"damp: {self.damp} is not between 0 and {MAX_DAMP}; 0.05 is usual")
+        for damp in self.damps:
+            if not 0 < damp <= MAX_DAMP:
+                raise UsageError(f"damp: {damp} is not between 0 and {MAX_DAMP}; 0.05 is usual")
         assert self.clip_steps >= 0
         assert self.column_chunk > 0
+
+    @property
+    def damps(self) -> tuple[float, ...]:
+        return (self.damp, *self.other_damps)
 
     @property
     def max_code(self) -> int:

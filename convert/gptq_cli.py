@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,7 @@ def gptq_command(
 
     from convert.checkpoint import Checkpoint
     from convert.files import check_disk_space, refuse_existing
-    from convert.gptq import GptqSettings
+    from convert.gptq import OTHER_DAMPS, GptqSettings
     from convert.gptq_export import export_gptq, plan_gptq
     from convert.layer_stream import find_device
     from convert.passages import built_in_passages, load_passages
@@ -94,6 +95,7 @@ def gptq_command(
         symmetric=not asymmetric,
         order=order,
         version=version,
+        other_damps=OTHER_DAMPS,
     )
     chosen = find_device(device)
     console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -130,6 +132,11 @@ def gptq_command(
             f"calibrated on {result.n_calibration_tokens:,} tokens for up to {n_columns:,} columns "
             "of a linear: fewer than columns overfit; more --tokens would help"
         )
+    dampings = Counter(result.damp.values())
+    console.print(
+        f"damping, chosen on {result.n_held_out:,} held-out tokens: "
+        + ", ".join(f"{damp:g} for {n}" for damp, n in sorted(dampings.items()))
+    )
     for linear, damp in result.raised_damp.items():
         console.print(f"{linear}: its Hessian needed damping {damp:g}; more tokens may help")
     console.print(
@@ -209,7 +216,9 @@ def _result_document(result: GptqResult, elapsed_s: float) -> dict[str, object]:
         "nbytes": result.nbytes,
         "bits_per_weight": round(result.bits_per_weight, 4),
         "n_calibration_tokens": result.n_calibration_tokens,
+        "n_held_out": result.n_held_out,
         "calibration_sha256": result.calibration_sha256,
+        "damp": result.damp,
         "raised_damp": result.raised_damp,
         "elapsed_s": round(elapsed_s, 3),
     }

@@ -24,12 +24,13 @@ from convert.calibration import (
     Passage,
     TokenBatch,
     set_digest,
+    token_batches,
 )
 from convert.checkpoint import Checkpoint
-from convert.errors import NumericalError
+from convert.errors import NumericalError, UsageError
 from convert.files import check_disk_space, refuse_existing
 from convert.fingerprint import fingerprint
-from convert.gptq import GptqSettings, dequantize, quantize_matrix
+from convert.gptq import GptqSettings, GptqSolution, dequantize, quantize_matrix
 from convert.gptq_format import packed_arrays, packed_tensors, quantization_config
 from convert.hessian import accumulate_hessian
 from convert.layer_stream import (
@@ -42,7 +43,7 @@ from convert.layer_stream import (
     threads_for,
 )
 from convert.layer_work import LayerWork, layer_work, read_states, write_states
-from convert.passages import calibration_batches
+from convert.passages import BATCH_TOKENS, HELD_OUT_EVERY, calibration_sequences
 from convert.qwen2 import TensorSpec, tensor_specs
 from convert.safetensors_writer import OutputTensor, write_index, write_shard
 
@@ -96,13 +97,19 @@ class GptqPlan:
 
 @dataclass(frozen=True, slots=True)
 class GptqResult:
-    """What was written. raised_damp: what it rose to, for the Hessians that needed more."""
+    """What was written.
+
+    n_held_out: calibration tokens that damping was chosen by, 0 where there was none to choose.
+    damp: that each linear got. raised_damp: of those whose Hessian needed more than was asked for.
+    """
 
     path: Path
     nbytes: int
     bits_per_weight: float
     n_calibration_tokens: int
+    n_held_out: int
     calibration_sha256: str
+    damp: dict[str, float]
     raised_damp: dict[str, float]
 
 
@@ -155,14 +162,16 @@ def export_gptq(
     """
     refuse_existing(out_folder, force=force)
     plan = plan_gptq(checkpoint, settings)
-    batches = calibration_batches(checkpoint, calibration, n_tokens=n_tokens)
-    n_calibration_tokens = n_tokens_of(batches)
+    fitted, held_out = _batches(checkpoint, calibration, settings, n_tokens=n_tokens)
+    n_held_out = n_tokens_of(held_out)
+    n_calibration_tokens = n_tokens_of(fitted) + n_held_out
     states_nbytes = 3 * 4 * n_calibration_tokens * checkpoint.model.hidden_size
     check_disk_space(out_folder, plan.nbytes + states_nbytes)
     meta = {
         "quantizer": [f"qwq-local:{version('qwq-local')}"],
         "calibration_sha256": set_digest(calibration),
         "calibration_tokens": n_calibration_tokens,
+        "held_out_tokens": n_held_out,
         "clip_steps": settings.clip_steps,
         "order": settings.order,
     }
@@ -175,18 +184,49 @@ def export_gptq(
         layer_work(out_folder, made_of, force=force) as work,
         threads_for(checkpoint.model),
     ):
-        run = _Run(checkpoint, settings, batches, work, plan, device=device)
+        run = _Run(checkpoint, settings, (fitted, held_out), work, plan, device=device)
         run.write_shards(on_progress)
         _write_configs(checkpoint, work.folder, settings, meta)
         write_index(work.folder, plan.shards)
-        raised_damp = dict(work.notes)
+        damp = dict(work.notes)
     return GptqResult(
         path=out_folder,
         nbytes=plan.nbytes,
         bits_per_weight=plan.bits_per_weight,
         n_calibration_tokens=n_calibration_tokens,
+        n_held_out=n_held_out,
         calibration_sha256=set_digest(calibration),
-        raised_damp=raised_damp,
+        damp=damp,
+        raised_damp={name: used for name, used in damp.items() if used not in settings.damps},
+    )
+
+
+def _batches(
+    checkpoint: Checkpoint,
+    calibration: Sequence[Passage],
+    settings: GptqSettings,
+    *,
+    n_tokens: int | None,
+) -> tuple[list[TokenBatch], list[TokenBatch]]:
+    """Those to fit to, and those to choose the damping by, where there is one to choose.
+
+    Raises UsageError where the text is a single sequence and there is a choice.
+    """
+    sequences = calibration_sequences(checkpoint, calibration, n_tokens=n_tokens)
+    apart = range(0)
+    if settings.other_damps:
+        n = len(sequences)
+        apart = range(n)[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or range(1, n)[-1:]
+        if not apart:
+            raise UsageError(
+                f"calibration text: {n} sequence is too few to hold one out; give more text or "
+                "more tokens"
+            )
+    held_out = [sequences[i] for i in apart]
+    fitted = [one for i, one in enumerate(sequences) if i not in apart]
+    return (
+        token_batches(fitted, batch_tokens=BATCH_TOKENS),
+        token_batches(held_out, batch_tokens=BATCH_TOKENS),
     )
 
 
@@ -197,7 +237,7 @@ class _Run:
         self,
         checkpoint: Checkpoint,
         settings: GptqSettings,
-        batches: Sequence[TokenBatch],
+        batches: tuple[Sequence[TokenBatch], Sequence[TokenBatch]],
         work: LayerWork,
         plan: GptqPlan,
         *,
@@ -205,7 +245,9 @@ class _Run:
     ) -> None:
         self._checkpoint = checkpoint
         self._settings = settings
-        self._batches = batches
+        fitted, held_out = batches
+        self._batches = [*fitted, *held_out]
+        self._n_fitted = len(fitted)
         self._work = work
         self._plan = plan
         self._stream = LayerStream(checkpoint, device=device)
@@ -255,29 +297,33 @@ class _Run:
     ) -> Iterator[Chunk]:
         yield from self._copied(f"{prefix}.{half.norm}.weight")
         for names in (half.first, (half.last,)):
-            hessian = self._hessian(layer, half, names[0], before)
+            statistics = self._statistics(layer, half, names[0], before)
             yield from self._linear_chunks(
-                f"{prefix}.{half.body}", layer.get_submodule(half.body), names, hessian
+                f"{prefix}.{half.body}", layer.get_submodule(half.body), names, statistics
             )
 
-    def _hessian(
+    def _statistics(
         self, layer: Qwen2DecoderLayer, half: Half, name: str, before: Path
-    ) -> torch.Tensor:
-        """Of the inputs of one of the half's linears, from the half's hidden states."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of what one of the half's linears reads: the Hessian, and the held-out inputs."""
         import torch
 
         norm = layer.get_submodule(half.norm)
         linear = layer.get_submodule(half.body).get_submodule(name)
         n_in = linear.get_parameter("weight").shape[1]
         hessian, n_seen = torch.zeros(n_in, n_in, device=self._stream.device), 0
-        for states, batch in zip(self._states(before), self._batches, strict=True):
+        held_out = [torch.empty(0, n_in, device=self._stream.device)]
+        for i, (states, batch) in enumerate(zip(self._states(before), self._batches, strict=True)):
             inputs = [norm(states)]
             if name == half.last:
                 with capturing_input(linear, inputs.append):
                     self._stream.run_body(layer, half, inputs[0])
-            is_token = batch.is_token.to(self._stream.device)
-            n_seen = accumulate_hessian(hessian, inputs[-1][is_token], n_seen)
-        return hessian
+            of_tokens = inputs[-1][batch.is_token.to(self._stream.device)]
+            if i < self._n_fitted:
+                n_seen = accumulate_hessian(hessian, of_tokens, n_seen)
+            else:
+                held_out.append(of_tokens)
+        return hessian, torch.cat(held_out)
 
     def _states(self, path: Path) -> Iterator[torch.Tensor]:
         hidden_size = self._checkpoint.model.hidden_size
@@ -285,7 +331,11 @@ class _Run:
             yield states.to(self._stream.device)
 
     def _linear_chunks(
-        self, where: str, body: torch.nn.Module, names: tuple[str, ...], hessian: torch.Tensor
+        self,
+        where: str,
+        body: torch.nn.Module,
+        names: tuple[str, ...],
+        statistics: tuple[torch.Tensor, torch.Tensor],
     ) -> Iterator[Chunk]:
         """Solve linears that share their inputs, put what they became in their place, and yield it.
 
@@ -294,21 +344,36 @@ class _Run:
         import torch
 
         weights = {name: body.get_submodule(name).get_parameter("weight") for name in names}
+        whole = torch.cat([*weights.values()])
         try:
-            solution = quantize_matrix(torch.cat([*weights.values()]), hessian, self._settings)
+            solutions = self._solutions(whole, *statistics)
         except NumericalError as error:
             raise NumericalError(f"{where}.{names[0]}.weight: {error}") from error
-        if solution.damp != self._settings.damp:
-            self._work.notes |= dict.fromkeys((f"{where}.{name}" for name in names), solution.damp)
-            log.warning("%s: its Hessian needed damping %g", f"{where}.{names[0]}", solution.damp)
         start = 0
         for name, weight in weights.items():
-            rows = solution.rows(start, start + len(weight))
-            start += len(weight)
+            stop = start + len(weight)
+            best = min(solutions, key=lambda one: float(one[1][start:stop].sum()))[0]
+            rows = best.rows(start, stop)
+            start = stop
+            self._work.notes[f"{where}.{name}"] = rows.damp
+            if rows.damp not in self._settings.damps:
+                log.warning("%s: its Hessian needed damping %g", f"{where}.{name}", rows.damp)
             weight.copy_(dequantize(rows))
             yield from packed_arrays(f"{where}.{name}.weight", rows, self._settings)
             if f"{where}.{name}.bias" in self._checkpoint.tensors:
                 yield from self._copied(f"{where}.{name}.bias")
+
+    def _solutions(
+        self, weight: torch.Tensor, hessian: torch.Tensor, held_out: torch.Tensor
+    ) -> list[tuple[GptqSolution, torch.Tensor]]:
+        """One for each damping, with each output's squared error on the held-out inputs."""
+        solutions = []
+        for damp in self._settings.damps:
+            settings = dataclasses.replace(self._settings, damp=damp)
+            solution = quantize_matrix(weight, hessian, settings)
+            errors = held_out @ (weight - dequantize(solution)).T  # (n_tokens, n_out)
+            solutions.append((solution, errors.square().sum(dim=0)))
+        return solutions
 
     def _copied(self, name: str) -> Iterator[Chunk]:
         """A tensor in its own dtype, in slices: narrowing what was widened exactly is exact."""

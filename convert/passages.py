@@ -11,13 +11,11 @@ from convert.calibration import (
     Conversation,
     Passage,
     PlainText,
-    TokenBatch,
     load_conversations,
     load_tokenizer,
     parse_conversation,
     read_json_lines,
     take_tokens,
-    token_batches,
     tokenize_conversation,
 )
 from convert.checkpoint import Checkpoint
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_SEQUENCE_LENGTH = 2048
 BATCH_TOKENS = 2048
+HELD_OUT_EVERY = 8
+"""Of the sequences that Hessians are made of, every eighth is held out to judge them by."""
 
 
 def built_in_passages() -> list[Passage]:
@@ -76,18 +76,6 @@ def calibration_sequences(
             f"{checkpoint.model.vocab_size}; use the tokenizer of this checkpoint"
         )
     return taken
-
-
-def calibration_batches(
-    checkpoint: Checkpoint,
-    passages: Sequence[Passage],
-    *,
-    n_tokens: int | None,
-    batch_tokens: int = BATCH_TOKENS,
-) -> list[TokenBatch]:
-    """calibration_sequences() in batches."""
-    sequences = calibration_sequences(checkpoint, passages, n_tokens=n_tokens)
-    return token_batches(sequences, batch_tokens=batch_tokens)
 
 
 def _built_in(name: str) -> list[Conversation]:

@@ -7,12 +7,16 @@ output matrix.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from convert.calibrate import open_calibration
 from convert.calibration import token_batches
 from convert.checkpoint import Checkpoint
+from convert.errors import QwqError
+from convert.evaluation_states import Halves, normed, read_evaluation
 from convert.layer_stream import LayerStream
 
 BATCH_TOKENS = 2048
@@ -21,7 +25,6 @@ NORM = "model.norm.weight"
 MATRIX_ROWS = 16_384  # of the output matrix at a time
 
 Floats = npt.NDArray[np.float32]
-Halves = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,24 @@ def final_hidden_states(
         for row, n in enumerate(batch.is_token.sum(dim=1))
     )
     hidden = {
-        i: _normed(states, checkpoint.model.rms_norm_eps)
+        i: normed(states, checkpoint.model.rms_norm_eps)
         for i, states in zip(order, rows, strict=True)
     }
     return Reference(checkpoint, tuple(hidden[i] for i in range(len(passages))))
 
 
-def _normed(states: Floats, eps: float) -> Halves:
-    """Zhang and Sennrich 2019, without the weight; the mean is taken in float32."""
-    variance = np.mean(np.square(states), axis=-1, keepdims=True, dtype=np.float32)
-    normed: Halves = (states / np.sqrt(variance + np.float32(eps))).astype(np.float16)
-    return normed
+def kept_hidden_states(
+    checkpoint: Checkpoint, passages: Sequence[Sequence[int]], calibration: Path
+) -> Reference:
+    """The same from a calibration that these passages rode along with.
+
+    Raises QwqError where it lacks one of them, or is of another checkpoint.
+    """
+    open_calibration(calibration, checkpoint)
+    kept = read_evaluation(calibration)
+    if missing := [ids for ids in passages if tuple(ids) not in kept]:
+        raise QwqError(
+            f"{calibration}: lacks {len(missing)} of {len(passages)} passages of the evaluation "
+            "text; calibrate with --evaluation and the same text"
+        )
+    return Reference(checkpoint, tuple(kept[tuple(ids)] for ids in passages))

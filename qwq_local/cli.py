@@ -280,6 +280,12 @@ def plan(
             )
 
 
+def _self_generate(*arguments: Any) -> Any:
+    from qwq_local.self_generate import self_generate
+
+    return self_generate(*arguments)
+
+
 def _mount(name: str, place: Elsewhere) -> None:
     """Offer a command whose package is imported when it is called, not before."""
 
@@ -296,7 +302,10 @@ def _mount(name: str, place: Elsewhere) -> None:
     def forward(context: typer.Context) -> None:
         program = getattr(import_module(place.module), place.attribute)
         code = typer.main.get_command(program).main(
-            context.args, prog_name=context.command_path, standalone_mode=False
+            context.args,
+            prog_name=context.command_path,
+            standalone_mode=False,
+            obj=_self_generate,  # `convert` knows no engine; calibrating may want one
         )
         if isinstance(code, int) and code != 0:
             raise typer.Exit(code)

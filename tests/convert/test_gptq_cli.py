@@ -36,6 +36,7 @@ def test_a_folder_is_written(small: Path, tmp_path: Path) -> None:
     assert "bits per weight" in run.stderr
     assert "calibration tokens" in run.stderr
     assert "7 linears in" in run.stderr
+    assert "damping, chosen on" in run.stderr
     assert "300 tokens for up to 512 columns" in " ".join(run.stderr.split())
     assert (
         json.loads((out / "quantize_config.json").read_text())["meta"]["calibration_tokens"] == 300
@@ -50,6 +51,8 @@ def test_json_and_quiet(small: Path, tmp_path: Path) -> None:
     document = json.loads(run.stdout)
     assert document["path"] == str(out)
     assert document["n_calibration_tokens"] == 300
+    assert 0 < document["n_held_out"] < 300
+    assert len(document["damp"]) == 7
     config = json.loads((out / "quantize_config.json").read_text())
     assert (config["bits"], config["group_size"]) == (3, 64)
 
@@ -70,7 +73,7 @@ def test_a_dry_run_writes_nothing(small: Path, tmp_path: Path) -> None:
     assert "about" in gptq(small, "-o", out, "--dry-run").stdout
     document = json.loads(gptq(small, "-o", out, "--dry-run", "--json").stdout)
     assert not out.exists()
-    gptq(small, "-o", out, "--tokens", 50)
+    gptq(small, "-o", out, "--tokens", 300)
     written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     assert document["nbytes"] < written < document["nbytes"] + 10_000
 

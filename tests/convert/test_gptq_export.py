@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from convert.gptq import GptqSettings, dequantize, quantize_matrix
 from convert.gptq_export import GptqResult, export_gptq, plan_gptq
 from convert.gptq_format import unpack
 from convert.hessian import accumulate_hessian
-from convert.passages import calibration_batches
+from convert.passages import calibration_sequences
 from tests.synthetic import Array, sums, write_checkpoint
 
 N_LAYERS = 2
@@ -95,6 +96,7 @@ def dequantized_model(source: Path, folder: Path) -> torch.nn.Module:
 
 
 OTHER_SETTINGS = (
+    GptqSettings(damp=0.01, other_damps=(0.5, 1.0), clip_steps=0),
     GptqSettings(bits=3, group_size=-1, symmetric=False, clip_steps=0),
     GptqSettings(order="groups", clip_steps=0),
     GptqSettings(order="activations", symmetric=False, group_size=32, version=2, clip_steps=0),
@@ -107,18 +109,23 @@ def test_weights_equal_a_slow_sequence(
 ) -> None:
     """Catches a linear that sees inputs from what is not quantized yet, or from another place.
 
+    And a damping that is not the best of those tried on what was held out, or fitted to it.
     The slow way: the whole model, run anew for each group of linears, with the folder's weights for
     all before it. float32 noise flips a code here and there, and the rest of its row with it: up to
     0.4 % were seen; with inputs from the unquantized model 40 % and more differ.
     """
-    folder = exported.path
+    result = exported
     if settings != SETTINGS:
-        folder = export(source, tmp_path / "out", settings=settings).path
+        result = export(source, tmp_path / "out", settings=settings)
+    folder = result.path
     from transformers import Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
     with Checkpoint.open(source) as checkpoint:
-        batches = calibration_batches(checkpoint, sums(24), n_tokens=16_384, batch_tokens=1)
+        sequences = calibration_sequences(checkpoint, sums(24), n_tokens=16_384)
+    held_out = sequences[7::8] if settings.other_damps else []
+    fitted = [ids for ids in sequences if ids not in held_out]
+    assert result.n_held_out == sum(map(len, held_out))
     ours = dict(unpacked(folder))
     groups = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
     with torch.no_grad():
@@ -129,25 +136,41 @@ def test_weights_equal_a_slow_sequence(
                     for name, module in model.named_modules()
                     if name.startswith(f"model.layers.{layer}.") and name.endswith(group)
                 }
-                hessian = slow_hessian(model, next(iter(linears.values())), batches)
+                first = next(iter(linears.values()))
+                inputs = torch.cat([*slow_inputs(model, first, fitted)])
+                hessian = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64)
+                accumulate_hessian(hessian, inputs, 0)
                 for name, linear in linears.items():
-                    expected = dequantize(quantize_matrix(linear.weight, hessian.float(), settings))
+                    solved = {
+                        damp: dequantize(
+                            quantize_matrix(
+                                linear.weight, hessian.float(), replace(settings, damp=damp)
+                            )
+                        )
+                        for damp in settings.damps
+                    }
+                    expected = solved[result.damp[name]]
+                    if held_out:
+                        unseen = torch.cat([*slow_inputs(model, first, held_out)])
+                        errors = {
+                            damp: float((unseen @ (linear.weight - one).T.double()).square().sum())
+                            for damp, one in solved.items()
+                        }
+                        assert errors[result.damp[name]] <= 1.01 * min(errors.values())
                     same = (ours[f"{name}.weight"] == expected).double().mean()
                     assert same > 0.98, name
                 for name, linear in linears.items():
                     linear.weight.copy_(ours[f"{name}.weight"])
 
 
-def slow_hessian(model, linear, batches) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    hessian = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
-    n_seen = 0
-    for batch in batches:
+def slow_inputs(model, linear, sequences) -> Iterator[torch.Tensor]:  # type: ignore[no-untyped-def]
+    """What a linear reads of each sequence, (n_tokens, n_in) float64."""
+    for ids in sequences:
         inputs: list[torch.Tensor] = []
         handle = linear.register_forward_pre_hook(lambda _, args, seen=inputs: seen.append(args[0]))
-        model(batch.ids)
+        model(torch.tensor([list(ids)]))
         handle.remove()
-        n_seen = accumulate_hessian(hessian, inputs[0][0].double(), n_seen)
-    return hessian
+        yield inputs[0][0].double()
 
 
 def test_same_input_same_bytes(source: Path, exported: GptqResult, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from typer.testing import CliRunner, Result
 
 import convert
@@ -11,11 +12,14 @@ from convert.calibrate import open_calibration
 from convert.calibrate_cli import app as calibrate_app
 from convert.checkpoint import Checkpoint
 from convert.cli import app
-from convert.encode import QuantType, encode_rows
+from convert.encode import Float32Array, QuantType, encode_rows
 from convert.errors import QwqError, UsageError
+from convert.gguf_export import export_gguf
 from convert.gguf_header import read_header
 from convert.imatrix import read_imatrix
+from convert.recipe import RECIPES
 from convert.rounding import GptqRounding
+from tests.oracles.llama_quantizer import quantize_with_llama_cpp, stored_tensors
 from tests.synthetic import write_checkpoint
 
 
@@ -90,6 +94,51 @@ def test_a_calibration_is_an_imatrix_too(source: Path, calibration: Path, tmp_pa
     for name, option in zip(("a.gguf", "b.gguf"), given, strict=True):
         gguf(source, "-o", tmp_path / name, "--type", "IQ4_XS", *option)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_llama_cpp_makes_the_same_bytes_of_the_imatrix(
+    source: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """Both formats, read here by the gguf package and by hand, as llama.cpp's own programs do.
+
+    libllama's quantizer is given importance in memory: its programs read the files. Catches sums
+    written for means, a name that llama.cpp has another tensor by, and a count off by a factor.
+    """
+    with Checkpoint.open(source) as checkpoint:
+        export_gguf(checkpoint, "BF16", tmp_path / "bf16.gguf")
+    files = {"imatrix.gguf": read_modern, "imatrix.dat": read_legacy}
+    for name, read in files.items():
+        importance = read(calibration / name)
+        assert len(importance) == 7
+        for recipe in ("Q2_K_S", "Q4_K_M"):
+            theirs, ours = tmp_path / "theirs.gguf", tmp_path / "ours.gguf"
+            assert quantize_with_llama_cpp(
+                tmp_path / "bf16.gguf", RECIPES[recipe], theirs, importance=importance
+            )
+            options = ("--type", recipe, "--imatrix", calibration / name, "--force")
+            gguf(source, "-o", ours, *options)
+            assert stored_tensors(ours) == stored_tensors(theirs), (name, recipe)
+
+
+def read_modern(path: Path) -> dict[str, Float32Array]:
+    tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+    return {
+        name.removesuffix(".in_sum2"): np.asarray(values / tensors[f"{name[:-8]}.counts"])
+        for name, values in tensors.items()
+        if name.endswith(".in_sum2")
+    }
+
+
+def read_legacy(path: Path) -> dict[str, Float32Array]:
+    data, at = path.read_bytes(), 4
+    importance: dict[str, Float32Array] = {}
+    for _ in range(int.from_bytes(data[:4], "little")):
+        length = int.from_bytes(data[at : at + 4], "little")
+        name, at = data[at + 4 : at + 4 + length].decode(), at + 4 + length
+        n_calls, n = np.frombuffer(data[at : at + 8], dtype="<i4").tolist()
+        sums = np.frombuffer(data[at + 8 : at + 8 + 4 * n], dtype="<f4").astype(np.float32)
+        importance[name], at = sums / np.float32(n_calls), at + 8 + 4 * n
+    return importance
 
 
 def test_what_cannot_be_meant_is_refused(source: Path, calibration: Path, tmp_path: Path) -> None:

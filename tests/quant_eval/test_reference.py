@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from convert.calibrate import CalibrationSettings, calibrate, plan_calibration
+from convert.calibration import load_tokenizer, tokenize_conversation
 from convert.checkpoint import Checkpoint
+from convert.errors import QwqError
 from quant_eval import reference
-from quant_eval.reference import final_hidden_states
-from tests.synthetic import write_checkpoint
+from quant_eval.reference import final_hidden_states, kept_hidden_states
+from tests.synthetic import sums, write_checkpoint
 
 PASSAGES = [[7, 70, 200, 12, 90, 33, 61], [101, 102, 3], [5], [88, 250, 17], [9, 8, 7]]
 
@@ -49,3 +52,32 @@ def test_batches_do_not_matter(batch_tokens: int, tmp_path: Path) -> None:
         other = final_hidden_states(checkpoint, PASSAGES, batch_tokens=batch_tokens)
     for a, b in zip(one.hidden, other.hidden, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-3)  # the last of float16's 11 bits
+
+
+def test_states_that_rode_along_are_the_same(tmp_path: Path) -> None:
+    """Catches states of calibration text taken for the evaluation's, and passages swapped.
+
+    And an evaluation text that counts in the imatrix, or another text's states used.
+    """
+    folder = write_checkpoint(tmp_path / "model", config={"num_hidden_layers": 2})
+    text, evaluation = sums(6), sums(9)[6:]
+    settings = CalibrationSettings(hessians=False, batch_tokens=200)
+    with Checkpoint.open(folder) as checkpoint:
+        for out, riders in (("plain", []), ("riding", evaluation)):
+            plan = plan_calibration(
+                checkpoint, tmp_path / out, passages=text, settings=settings, evaluation=riders
+            )
+            calibrate(plan)
+        tokenizer = load_tokenizer(folder)
+        passages = [tokenize_conversation(one, tokenizer).ids for one in evaluation]
+        expected = final_hidden_states(checkpoint, passages)
+        kept = kept_hidden_states(checkpoint, passages, tmp_path / "riding")
+        for ours, theirs in zip(kept.hidden, expected.hidden, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)
+        with pytest.raises(QwqError, match="lacks 1 of 1 passages"):
+            kept_hidden_states(checkpoint, [[1, 2, 3]], tmp_path / "riding")
+        with pytest.raises(QwqError, match="--evaluation TEXT"):
+            kept_hidden_states(checkpoint, passages, tmp_path / "plain")
+    for name in ("imatrix.gguf", "calibration.json"):
+        plain, riding = ((tmp_path / out / name).read_bytes() for out in ("plain", "riding"))
+        assert plain == riding

@@ -1,0 +1,147 @@
+"""What calibrating and GPTQ of QwQ-32B cost, from layers of its shapes with random weights.
+
+`make bench-layer` runs each command on a checkpoint of QwQ-32B's widths and few layers, as a whole
+process, and holds time and peak of memory against the estimate that the command itself prints
+before it works. The whole model's cost is then that estimate for it, at the measured speed. A
+narrower ffn (--intermediate-size) saves the hours that a factorization of 27,648 columns takes on
+a few cores; operations are counted, so the whole model's figure holds all the same.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.one_pass import write_checkpoint
+from convert.checkpoint import Checkpoint
+from convert.estimate import Estimate, estimate_calibration, estimate_gptq
+from convert.gptq import OTHER_DAMPS, GptqSettings
+from convert.passages import HELD_OUT_EVERY
+from convert.qwen2 import Qwen2Config, parse_config
+from tests.processes import Cost, run_whole
+from tests.real_shapes import CONFIG
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "real-layer"
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A command, and what it is to cost by our own count, by model and tokens.
+
+    whole_tokens: for the whole of QwQ-32B.
+    """
+
+    name: str
+    command: Callable[[int], list[str]]
+    estimate: Callable[[Qwen2Config, int], Estimate]
+    whole_tokens: int
+
+
+def calibration_estimate(model: Qwen2Config, n: int, kind: str) -> Estimate:
+    n_held_out = n // HELD_OUT_EVERY if kind == "hessians" else 0
+    n_fitted = n - n_held_out if kind == "hessians" else 0
+    n_sampled = n if kind == "sensitivities" else 0
+    return estimate_calibration(
+        model, n_tokens=n, n_fitted=n_fitted, n_held_out=n_held_out, n_sampled=n_sampled
+    )
+
+
+CASES = (
+    Case(
+        "imatrix",
+        lambda n: ["calibrate", "--tokens", f"{n}"],
+        lambda model, n: calibration_estimate(model, n, "imatrix"),
+        262_144,
+    ),
+    Case(
+        "sensitivities",
+        lambda n: [
+            *("calibrate", "--tokens", f"{n}"),
+            *("--sensitivities", "--sensitivity-tokens", f"{n}"),
+        ],
+        lambda model, n: calibration_estimate(model, n, "sensitivities"),
+        4096,
+    ),
+    Case(
+        "Hessians",
+        lambda n: ["calibrate", "--tokens", f"{n}", "--hessians", "--hessian-tokens", f"{n}"],
+        lambda model, n: calibration_estimate(model, n, "hessians"),
+        16_384,
+    ),
+    Case(
+        "GPTQ 4 bit",
+        lambda n: ["convert", "gptq", "--tokens", f"{n}"],
+        lambda model, n: estimate_gptq(model, GptqSettings(other_damps=OTHER_DAMPS), n),
+        16_384,
+    ),
+)
+
+
+def measure(case: Case, folder: Path, n_tokens: int) -> Cost:
+    out = WORK / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    first, *rest = case.command(n_tokens)
+    verb = [first, rest.pop(0)] if first == "convert" else [first]
+    program = "from qwq_local.cli import main; main()"
+    command = [sys.executable, "-c", program, *verb, str(folder), "-o", str(out), *rest]
+    cost = run_whole([*command, "--device", "cpu", "-q"], log=WORK / "log.txt")
+    shutil.rmtree(out)
+    return cost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--intermediate-size", type=int, default=6912, help="QwQ-32B has 27,648")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--only", choices=[case.name for case in CASES], action="append")
+    arguments = parser.parse_args()
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    folder = WORK / "checkpoint"
+    write_checkpoint(
+        folder, n_layers=arguments.layers, intermediate_size=arguments.intermediate_size
+    )
+    with Checkpoint.open(folder) as checkpoint:
+        model = checkpoint.model
+    qwq = parse_config(CONFIG, "QwQ-32B")
+    nothing = run_whole([sys.executable, "-c", "import torch, transformers.models.qwen2"])
+    print(
+        f"{arguments.layers} layers, ffn of {model.intermediate_size:,}, "
+        f"{arguments.tokens:,} tokens"
+    )
+    print("| command | clock, s | processor time, s | peak, GB (counted) | matrix GFLOP a second |")
+    print("|---|---|---|---|---|")
+    wholes = []
+    for case in CASES:
+        if arguments.only and case.name not in arguments.only:
+            continue
+        cost = measure(case, folder, arguments.tokens)
+        counted = case.estimate(model, arguments.tokens)
+        n_operations = counted.n_matrix + counted.n_elementwise
+        rate = n_operations / cost.wall_s
+        peak = (counted.peak_nbytes + nothing.peak_nbytes) / GB
+        print(
+            f"| {case.name} | {cost.wall_s:.0f} | {cost.cpu_s:.0f} "
+            f"| {cost.peak_nbytes / GB:.2f} ({peak:.2f}) | {rate / GB:.0f} |",
+            flush=True,
+        )
+        whole = case.estimate(qwq, case.whole_tokens)
+        hours = (whole.n_matrix + whole.n_elementwise) / rate / 3600
+        memory = (whole.peak_nbytes + nothing.peak_nbytes) / GB
+        wholes.append(
+            f"{case.name}: {case.whole_tokens:,} tokens, {hours:.1f} hours, {memory:.1f} GB"
+        )
+    print("\nall of QwQ-32B at this speed, counted:")
+    print("\n".join(wholes))
+    shutil.rmtree(WORK)
+
+
+if __name__ == "__main__":
+    main()

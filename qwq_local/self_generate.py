@@ -1,0 +1,25 @@
+"""A model writes its own thoughts on given prompts, for calibration."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from convert.calibration import Conversation
+from convert.passages import MAX_SEQUENCE_LENGTH
+from qwq_local.find import newest_model
+from qwq_local.model import QwQ
+from qwq_local.reply import collect
+
+
+def self_generate(
+    model: str | None, conversations: Sequence[Conversation], first_seed: int
+) -> Iterator[Conversation]:
+    """The same prompts with the model's replies, in its own sampling, one after the other.
+
+    model: what QwQ.open takes; None is what was quantized last. first_seed: of the first
+    conversation, one more for each further one. A reply ends where calibration would cut it.
+    """
+    with QwQ.open(newest_model().path if model is None else model) as qwq:
+        for seed, one in enumerate(conversations, start=first_seed):
+            stream = qwq.reply(one.messages, seed=seed, max_tokens=MAX_SEQUENCE_LENGTH)
+            reply = collect(stream)
+            yield replace(one, reasoning=reply.reasoning, answer=reply.answer)
