@@ -27,6 +27,8 @@ from qwq_local.sampling import Sampling
 if TYPE_CHECKING:
     import torch
 
+    from qwq_local.engines.buffers import FixedSteps, KvBuffers
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ class TransformersEngine(EngineLoop):
     ) -> None:
         try:
             import torch
-            import transformers
+            import transformers  # noqa: F401 - to tell that it is missing
         except ImportError as error:
             raise QwqError(
                 f"{path}: running a folder of safetensors needs torch and transformers; "
@@ -78,7 +80,8 @@ class TransformersEngine(EngineLoop):
         super().__init__(
             vocab_size=model_config.vocab_size, rope_plan=plan_rope(settings.rope, n_context)
         )
-        self._kv_cache: Any = transformers.DynamicCache()
+        self._kv_cache: KvBuffers
+        self._steps: FixedSteps | None = None
         self._logits: Any = None  # (n, vocab_size) of the last forward pass
         self._set_rope(self._rope)
 
@@ -96,7 +99,8 @@ class TransformersEngine(EngineLoop):
 
     def close(self) -> None:
         with self._lock:
-            self._model = self._kv_cache = self._logits = None
+            self._model = self._steps = self._logits = None
+            self._kv_cache.layers.clear()
             self.stash.clear()
 
     def grammar(self, answer_format: Mapping[str, Any] | str) -> str:  # noqa: ARG002
@@ -105,8 +109,9 @@ class TransformersEngine(EngineLoop):
         )
 
     def _set_rope(self, rope: Yarn | None) -> None:
-        import transformers
         from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+        from qwq_local.engines.buffers import FixedSteps, KvBuffers, capture_graph
 
         model = self._open_model()
         config = copy.deepcopy(model.config)
@@ -119,25 +124,17 @@ class TransformersEngine(EngineLoop):
             }
         config.rope_parameters = parameters
         model.model.rotary_emb = Qwen2RotaryEmbedding(config).to(self._device)
-        self._kv_cache = transformers.DynamicCache()
+        self._kv_cache = KvBuffers(config.num_hidden_layers, self.rope_plan.room(rope))
+        if self._device.type == "cuda":
+            self._steps = FixedSteps(model, self._kv_cache, capture_graph)
 
     def _trim(self, n_kept: int) -> None:
-        n_dropped = self._kv_cache.get_seq_length() - n_kept
-        if n_dropped > 0:
-            self._kv_cache.crop(-n_dropped)
+        self._kv_cache.n_filled = min(n_kept, self._kv_cache.n_filled)
 
     def _export(self) -> bytes:
         from safetensors.torch import save
 
-        n_held = self._kv_cache.get_seq_length()
-        if not n_held:
-            return b""
-        tensors = {
-            f"{kind}.{index}": getattr(layer, kind).contiguous()
-            for index, layer in enumerate(self._kv_cache.layers)
-            for kind in ("keys", "values")
-        }
-        return save(tensors)
+        return save(self._kv_cache.tensors()) if self._kv_cache.n_filled else b""
 
     def _import(self, state: bytes) -> None:
         from safetensors import SafetensorError
@@ -147,9 +144,11 @@ class TransformersEngine(EngineLoop):
             return
         try:
             tensors = load(state)
-            for index in range(self._open_model().config.num_hidden_layers):
-                keys, values = (tensors[f"{kind}.{index}"] for kind in ("keys", "values"))
-                self._kv_cache.update(keys.to(self._device), values.to(self._device), index)
+            with self._torch.inference_mode():
+                for index in range(self._open_model().config.num_hidden_layers):
+                    keys, values = (tensors[f"{kind}.{index}"] for kind in ("keys", "values"))
+                    self._kv_cache.update(keys.to(self._device), values.to(self._device), index)
+            self._kv_cache.n_filled = keys.shape[2]
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise QwqError(
                 f"{self._path}: the saved kv_cache is of another model ({error}); load the session "
@@ -159,13 +158,17 @@ class TransformersEngine(EngineLoop):
     def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
         model = self._open_model()
         with self._torch.inference_mode():
-            output = model(
-                input_ids=self._torch.tensor([ids], device=self._device),
-                past_key_values=self._kv_cache,
-                use_cache=True,
-                logits_to_keep=0 if all_logits else 1,  # 0 keeps all
-            )
-        self._logits = output.logits[0]
+            if self._steps is not None and len(ids) == 1 and self._kv_cache.n_filled:
+                self._logits = self._steps.step(ids[0])
+            else:
+                output = model(
+                    input_ids=self._torch.tensor([ids], device=self._device),
+                    past_key_values=self._kv_cache,
+                    use_cache=True,
+                    logits_to_keep=0 if all_logits else 1,  # 0 keeps all
+                )
+                self._logits = output.logits[0]
+        self._kv_cache.n_filled += len(ids)
 
     def _open_model(self) -> Any:
         if self._model is None:
