@@ -12,6 +12,7 @@ from quant_eval import fitted
 from quant_eval.cli import quantize_app
 
 
+@pytest.mark.slow
 def test_one_command_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a file that is larger than was asked for, and a calibration that is made twice."""
     settings = CalibrationSettings(n_tokens=1200, sensitivities=True, n_sensitivity_tokens=600)

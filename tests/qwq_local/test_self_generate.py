@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROMPTS = ("What is 3 + 4?", "Which is larger, 9.9 or 9.11?", "What is 12 + 7?")
 
 
+@pytest.mark.slow
 def test_the_model_writes_its_own_text(bf16_gguf: Path, tmp_path: Path) -> None:
     """Catches replies that are made and not used, made twice, or lost with an interruption."""
     text = tmp_path / "text.jsonl"
