@@ -45,10 +45,12 @@ def gsm8k(tmp_path: Path) -> Path:
     return path
 
 
-def ask_server(url: str, exam: Exam, memory: Path, at_once: int) -> dict[str, str]:
+def ask_server(
+    url: str, exam: Exam, memory: Path, at_once: int
+) -> dict[str, tuple[str, bool | None]]:
     measured = measure_server(url, exam, Kept(memory), at_once=at_once, on_progress=no_progress)
     assert measured.path is None
-    return {one.problem: one.reasoning + one.answer for one in measured.attempts}
+    return {one.problem: (one.reasoning + one.answer, one.correct) for one in measured.attempts}
 
 
 def test_replies_do_not_depend_on_how_many_come_at_once(server: Running, tmp_path: Path) -> None:
