@@ -47,7 +47,7 @@ _TALK = {
 def training_problems(
     rng: random.Random, level: float, mix: Mapping[str, float] = MIX
 ) -> Iterator[Problem]:
-    """Endless problems of the training side; one in twenty has a system message."""
+    """Endless problems of the training side; some have a system message, or no question mark."""
     kinds, weights = zip(*mix.items(), strict=True)
     while True:
         kind = rng.choices(kinds, weights)[0]
@@ -57,6 +57,10 @@ def training_problems(
         if rng.random() < 0.05:
             system = {"role": "system", "content": rng.choice(_SYSTEM)}
             problem = replace(problem, messages=(system, *problem.messages))
+        *others, last = problem.messages
+        if last["content"].endswith("?") and rng.random() < 0.15:
+            last = last | {"content": last["content"].removesuffix("?")}
+            problem = replace(problem, messages=(*others, last))
         yield problem
 
 

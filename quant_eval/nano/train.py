@@ -41,7 +41,7 @@ N_FIRST_LAYERS = 2  # training starts shallow, at three times the speed, and dou
 GROWTH_SHARES = {2: 0.65, 4: 0.95}  # of the tokens, after which a model of so many layers grows
 MUON_LR, ADAM_LR = 0.015, 2e-3  # fall to zero in a straight line
 WARMUP_STEPS = 50
-POLISH_TOKENS, POLISH_RATE = 3_000_000, 0.3  # more in the end on corpus.POLISH, at a lower rate
+POLISH_TOKENS, POLISH_RATE = 4_200_000, 0.3  # more in the end on corpus.POLISH, at a lower rate
 
 
 def model_config(tokenizer: Any, n_layers: int) -> Any:

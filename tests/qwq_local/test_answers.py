@@ -36,6 +36,7 @@ def test_the_quantized_model_thinks_and_is_right(
     """Catches a file whose answers have gone, however fine its numbers look; with the defaults."""
     qwq: QwQ = request.getfixturevalue(model)
     thought, answer = QUESTIONS[question]
-    replies = [qwq.session(seed=seed).ask(question) for seed in range(3)]
+    asked = [question, question.removesuffix("?")]
+    replies = [qwq.session(seed=seed).ask(text) for text in asked for seed in range(3)]
     assert all(thought in reply.reasoning for reply in replies)
     assert {reply.answer for reply in replies} == {answer}
