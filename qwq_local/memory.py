@@ -13,12 +13,14 @@ def choose_context(
     n_possible: int,
     kv_nbytes_per_token: int,
     weights_nbytes: int,
+    free_nbytes: int | None = None,
 ) -> int:
     """The context length to load a model with.
 
     asked: the caller's number, which is taken as it is. Else the model's own, at most 32,768,
     halved until the kv_cache takes at most half of the memory that the weights leave free.
-    n_possible: the model's own limit in tokens. Raises UsageError where more is asked.
+    n_possible: the model's own limit in tokens. free_nbytes: of the device that holds the
+    kv_cache; None asks for this machine's memory. Raises UsageError where more is asked.
     """
     if asked is not None:
         if not 1 <= asked <= n_possible:
@@ -29,7 +31,9 @@ def choose_context(
         return asked
     import psutil
 
-    n_free = max(0, psutil.virtual_memory().available - weights_nbytes)
+    if free_nbytes is None:
+        free_nbytes = psutil.virtual_memory().available
+    n_free = max(0, free_nbytes - weights_nbytes)
     context = min(n_possible, NATIVE_CONTEXT)
     while context > _SMALLEST_CONTEXT and context * kv_nbytes_per_token > n_free // 2:
         context //= 2

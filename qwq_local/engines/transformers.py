@@ -76,6 +76,7 @@ class TransformersEngine(EngineLoop):
             n_possible=longest_context(settings.rope, model_config.max_position_embeddings),
             kv_nbytes_per_token=n_values * self._model.dtype.itemsize,
             weights_nbytes=0,  # loaded already
+            free_nbytes=torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None,
         )
         super().__init__(
             vocab_size=model_config.vocab_size, rope_plan=plan_rope(settings.rope, n_context)

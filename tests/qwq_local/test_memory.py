@@ -27,6 +27,14 @@ def test_the_context_fits_the_memory(
         weights_nbytes=20 * 10**9,
     )
     assert n_context == expected
+    elsewhere = choose_context(
+        None,
+        n_possible=n_possible,
+        kv_nbytes_per_token=QWQ_KV_NBYTES,
+        weights_nbytes=20 * 10**9,
+        free_nbytes=9 * GIB,
+    )
+    assert elsewhere == 2_048
 
 
 def test_what_is_asked_for_is_taken_or_refused() -> None:
