@@ -38,9 +38,11 @@ def langchain(nano_server: Running, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("LANGSMITH_TRACING", "false")
     from langchain_openai import ChatOpenAI
 
+    client: Any = ChatOpenAI  # its fields go by aliases that its types do not know
+
     def make(**options: Any) -> Any:
         url = f"{nano_server.url}/v1"
-        return ChatOpenAI(
+        return client(
             model="qwq-32b",
             base_url=url,
             api_key="any",
@@ -131,11 +133,12 @@ def test_litellm_gets_a_structured_answer(litellm: Any) -> None:
         messages=[{"role": "user", "content": TEXT}],
         response_format={"type": "json_schema", "json_schema": schema},
     )
-    assert Verdict.model_validate_json(reply.choices[0].message.content)
+    verdict = Verdict.model_validate_json(reply.choices[0].message.content)
+    assert verdict.larger in ("9.9", "9.11")
 
 
 def test_litellm_is_told_what_is_wrong(litellm: Any) -> None:
-    import litellm as package
+    from litellm.exceptions import BadRequestError
 
-    with pytest.raises(package.BadRequestError, match="temperature"):
+    with pytest.raises(BadRequestError, match="temperature"):
         litellm(messages=[{"role": "user", "content": TEXT}], temperature=99)
