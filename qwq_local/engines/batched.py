@@ -145,7 +145,7 @@ class BatchedEngine(GgufEngine):
             self._batch.leave(slot.index)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Piece:
     """Ids that a slot wants read. result: logits (n, vocab_size), or why there are none."""
 

@@ -19,9 +19,9 @@ from qwq_local.engines.isolated import IsolatedEngine
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture
-def qwq(bf16_gguf: Path) -> Iterator[QwQ]:
-    with QwQ.open(bf16_gguf, context=1024, threads=1) as model:
+@pytest.fixture(params=[1, 2], ids="{} at once".format)
+def qwq(bf16_gguf: Path, request: pytest.FixtureRequest) -> Iterator[QwQ]:
+    with QwQ.open(bf16_gguf, context=1024, threads=1, parallel=request.param) as model:
         yield model
 
 

@@ -16,6 +16,7 @@ from tests.qwq_local.test_cli import QWQ, run
 def test_it_serves_until_it_is_interrupted(bf16_gguf: Path) -> None:
     """Catches a command that does not reach the server, or does not let go."""
     command = [*QWQ, "serve", "-m", str(bf16_gguf), "--port", "0", "--context", "512"]
+    command += ["--parallel", "2"]
     with subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
