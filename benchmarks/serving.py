@@ -6,7 +6,7 @@ Serves a Qwen2 file of random weights whose token takes at least 10 ms of a core
 temporary folder, with 8 replies at once here and as it comes there (one reply at a time). Prints
 tokens/s of 1, 4 and 8 clients together, and the time to the first token of a second turn where 4
 conversations take turns. Both servers run all the time and are asked in turn; ratios are of
-medians.
+medians, by the clock and by the processor time of the server's processes.
 
 llama-cpp-python's server needs packages that the project does not; they are installed beside it:
 
@@ -17,6 +17,7 @@ where that is not possible, ours is measured alone, and the output says so.
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import socket
@@ -29,12 +30,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.runtime import make_model
+from benchmarks.runtime import CONFIG, export
+from tests.synthetic import write_checkpoint
 
 PACKAGES = Path("build/llama-server")
 PINS = ("sse-starlette==3.7.0", "pydantic-settings==2.16.3", "starlette-context==0.5.1")
@@ -43,6 +47,22 @@ N_CONVERSATIONS = 4
 CONTEXT = 2048
 STORY = "The {} of these stories begins where a river meets the sea and nobody is at home. "
 Messages = list[dict[str, str]]
+Values = dict[tuple[str, int], list[tuple[float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A server that runs."""
+
+    name: str
+    port: int
+    process: psutil.Process
+
+    def clocks(self) -> tuple[float, float]:
+        """Seconds by the clock, and of the processor in the server and its children."""
+        family = [self.process, *self.process.children(recursive=True)]
+        times = [one.cpu_times() for one in family]
+        return time.perf_counter(), sum(one.user + one.system for one in times)
 
 
 def main() -> None:
@@ -53,63 +73,69 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         print("making a model ...", file=sys.stderr)
-        model = make_model(Path(folder))
-        sides = {"qwq serve": running.enter_context(ours(model, options.threads))}
+        checkpoint = write_checkpoint(Path(folder) / "model", config=CONFIG)
+        model = export(checkpoint, Path(folder))
+        sides = [running.enter_context(ours(model, options.threads))]
         if have_packages():
-            sides["llama-cpp-python"] = running.enter_context(theirs(model, options.threads))
+            sides.append(running.enter_context(theirs(model, options.threads)))
         else:
             print(f"llama-cpp-python's server is left out: pip cannot install {' '.join(PINS)}")
         throughput(sides, options.rounds, options.tokens)
         second_turns(sides, options.rounds)
 
 
-def throughput(sides: dict[str, int], n_rounds: int, n_tokens: int) -> None:
+def throughput(sides: list[Side], n_rounds: int, n_tokens: int) -> None:
     """Tokens of all replies over the time from the first request to the last reply."""
-    speeds: dict[tuple[str, int], list[float]] = {}
+    speeds: Values = {}
     for round_index in range(n_rounds):
         for n_clients in CLIENTS:
-            for name, port in sides.items():
-                speed = ask_together(port, n_clients, n_tokens, round_index)
-                speeds.setdefault((name, n_clients), []).append(speed)
+            for side in sides:
+                speed = ask_together(side, n_clients, n_tokens, round_index)
+                speeds.setdefault((side.name, n_clients), []).append(speed)
     print(f"\ntokens/s of all clients together, {n_tokens} tokens a reply: median (range)")
-    show(speeds, list(sides), CLIENTS, "clients")
+    show(speeds, CLIENTS, "clients")
 
 
-def ask_together(port: int, n_clients: int, n_tokens: int, round_index: int) -> float:
+def ask_together(
+    side: Side, n_clients: int, n_tokens: int, round_index: int
+) -> tuple[float, float]:
     started = threading.Barrier(n_clients + 1)
 
     def one(index: int) -> int:
         started.wait()
         text = f"Tell me story {round_index}.{n_clients}.{index}."
-        return n_tokens_of(port, [{"role": "user", "content": text}], n_tokens)
+        return n_tokens_of(side.port, [{"role": "user", "content": text}], n_tokens)
 
     with ThreadPoolExecutor(n_clients) as threads:
         counts = [threads.submit(one, index) for index in range(n_clients)]
+        before = side.clocks()
         started.wait()
-        begun = time.perf_counter()
         n_made = sum(count.result() for count in counts)
-    return n_made / (time.perf_counter() - begun)
+        after = side.clocks()
+    return n_made / (after[0] - before[0]), n_made / (after[1] - before[1])
 
 
-def second_turns(sides: dict[str, int], n_rounds: int) -> None:
+def second_turns(sides: list[Side], n_rounds: int) -> None:
     """Milliseconds to the first token of each conversation's second turn, after all first ones."""
-    times: dict[tuple[str, int], list[float]] = {}
+    times: Values = {}
     for round_index in range(n_rounds):
-        for name, port in sides.items():
+        for side in sides:
             talks = [
                 [{"role": "user", "content": STORY.format(f"{round_index}.{index}.") * 12}]
                 for index in range(N_CONVERSATIONS)
             ]
             for talk in talks:
-                n_tokens_of(port, talk, 2)
+                n_tokens_of(side.port, talk, 2)
             for talk in talks:
                 talk.append({"role": "assistant", "content": "That is a fine story."})
                 talk.append({"role": "user", "content": "Go on."})
-                times.setdefault((name, N_CONVERSATIONS), []).append(
-                    1000 * first_token_s(port, talk)
-                )
+                before = side.clocks()
+                read_first_token(side.port, talk)
+                after = side.clocks()
+                taken = 1000 * (after[0] - before[0]), 1000 * (after[1] - before[1])
+                times.setdefault((side.name, N_CONVERSATIONS), []).append(taken)
     print("\nms to the first token of a second turn, conversations in turn: median (range)")
-    show(times, list(sides), (N_CONVERSATIONS,), "conversations")
+    show(times, (N_CONVERSATIONS,), "conversations")
 
 
 def n_tokens_of(port: int, messages: Messages, n_tokens: int) -> int:
@@ -118,16 +144,14 @@ def n_tokens_of(port: int, messages: Messages, n_tokens: int) -> int:
         return int(json.loads(response.read())["usage"]["completion_tokens"])
 
 
-def first_token_s(port: int, messages: Messages) -> float:
-    """Seconds until the first piece of a streamed reply."""
-    begun = time.perf_counter()
+def read_first_token(port: int, messages: Messages) -> None:
+    """Ask for a streamed reply, and read until its first piece is there."""
     with asking(port, messages, 4, stream=True) as response:
         for line in response:
             if line.startswith(b"data: {"):
                 delta = json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"]
                 if delta.get("reasoning_content") or delta.get("content"):
-                    break
-        return time.perf_counter() - begun
+                    return
 
 
 @contextmanager
@@ -145,29 +169,30 @@ def asking(
 
 
 @contextmanager
-def ours(model: Path, n_threads: int) -> Iterator[int]:
+def ours(model: Path, n_threads: int) -> Iterator[Side]:
     port = free_port()
     command = [sys.executable, "-m", "qwq_local.cli", "serve", "-m", str(model), "--no-page"]
     command += ["--port", str(port), "--threads", str(n_threads), "--context", str(CONTEXT)]
-    with serving([*command, "--parallel", str(max(CLIENTS))], port, "/health", {}):
-        yield port
+    command += ["--parallel", str(max(CLIENTS))]
+    with serving(command, port, "/health", {}) as process:
+        yield Side("qwq serve", port, process)
 
 
 @contextmanager
-def theirs(model: Path, n_threads: int) -> Iterator[int]:
+def theirs(model: Path, n_threads: int) -> Iterator[Side]:
     port = free_port()
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model)]
     command += ["--port", str(port), "--n_ctx", str(CONTEXT), "--n_threads", str(n_threads)]
     command += ["--n_threads_batch", str(n_threads), "--interrupt_requests", "False"]
     paths = {"PYTHONPATH": str(PACKAGES)}
-    with serving(command, port, "/v1/models", paths):
-        yield port
+    with serving(command, port, "/v1/models", paths) as process:
+        yield Side("llama-cpp-python", port, process)
 
 
 @contextmanager
 def serving(
     command: list[str], port: int, path: str, environment: dict[str, str]
-) -> Iterator[None]:
+) -> Iterator[psutil.Process]:
     """A server while it is used, from when it says that it is there."""
     known = {name: value for name, value in os.environ.items() if name != "QWQ_API_KEY"}
     with (
@@ -180,7 +205,7 @@ def serving(
                     log.seek(0)
                     raise SystemExit(f"{' '.join(command[:3])} ended:\n{log.read()[-2000:]}")
                 time.sleep(0.2)
-            yield
+            yield psutil.Process(process.pid)
         finally:
             process.terminate()
 
@@ -209,19 +234,17 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def show(
-    values: dict[tuple[str, int], list[float]], names: list[str], counts: tuple[int, ...], what: str
-) -> None:
-    for count in counts:
-        medians: dict[str, Any] = {}
-        cells = []
+def show(values: Values, counts: tuple[int, ...], what: str) -> None:
+    names = list(dict.fromkeys(name for name, _ in values))
+    for count, (index, by) in itertools.product(counts, enumerate(("clock", "processor"))):
+        medians, cells = [], []
         for name in names:
-            runs = values[name, count]
-            medians[name] = statistics.median(runs)
-            cells.append(f"{name} {medians[name]:.1f} ({min(runs):.1f} to {max(runs):.1f})")
+            runs = [one[index] for one in values[name, count]]
+            medians.append(statistics.median(runs))
+            cells.append(f"{name} {medians[-1]:.1f} ({min(runs):.1f} to {max(runs):.1f})")
         if len(names) > 1:
-            cells.append(f"ratio {medians[names[0]] / medians[names[1]]:.2f}")
-        print(f"{count} {what}: {'; '.join(cells)}")
+            cells.append(f"ratio {medians[0] / medians[1]:.2f}")
+        print(f"{count} {what}, {by}: {'; '.join(cells)}")
 
 
 if __name__ == "__main__":
