@@ -81,7 +81,7 @@ bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding and GPTQ: KL, time, 
 bench-layer: $(READY) ## run calibration and GPTQ on a layer of QwQ-32B's shapes: what the whole costs
 	@$(BIN)/python benchmarks/real_layer.py
 
-bench-run: $(READY) ## compare the runtime with llama.cpp's bare loop and with llama-cpp-python
+bench-run: $(READY) ## compare the runtime with llama.cpp's bare loop, llama-cpp-python and transformers
 	@$(BIN)/python benchmarks/runtime.py
 
 bench-serve: $(READY) ## compare our server with llama-cpp-python's: 1, 4, 8 clients, second turns

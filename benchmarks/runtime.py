@@ -7,10 +7,12 @@ temporary folder. All sides take turns; ratios are of medians, by processor time
 """
 
 import argparse
+import queue
 import resource
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -52,13 +54,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print("making a model ...", file=sys.stderr)
-        path = make_model(Path(folder))
+        checkpoint = write_checkpoint(Path(folder) / "model", config=CONFIG)
+        path = export(checkpoint, Path(folder))
         decode(path, arguments.pairs, arguments.tokens, arguments.threads)
+        decode_folder(checkpoint, arguments.pairs, arguments.tokens, arguments.threads)
         second_turn(export(NANO, Path(folder)), arguments.pairs, arguments.threads)
-
-
-def make_model(folder: Path) -> Path:
-    return export(write_checkpoint(folder / "model", config=CONFIG), folder)
 
 
 def export(checkpoint_folder: Path, folder: Path) -> Path:
@@ -135,6 +135,65 @@ def high_level_tokens(llama: Any, ids: list[int], n_tokens: int) -> Iterator[int
         yield next(tokens)
 
 
+def decode_folder(path: Path, n_pairs: int, n_tokens: int, n_threads: int) -> None:
+    """The same of a checkpoint in float32, against transformers' generate."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with QwQ.open(path, context=CONTEXT, threads=n_threads) as qwq:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        ids = qwq.engine.tokenize(QUESTION * 40, parse_special=False)
+
+        def ours() -> Iterator[int]:
+            return qwq.engine.generate(
+                ids, sampling=SAMPLING, seed=1, max_tokens=n_tokens + 1, stop_ids=()
+            )
+
+        sides = {
+            "transformers' generate": lambda: generated(model, ids, n_tokens + 1),
+            "our engine": ours,
+        }
+        clocks = measure(sides, n_pairs, own_clock)
+    print(
+        f"\ndecoding {n_tokens} tokens of a folder after {len(ids)} others, {n_pairs} runs a side"
+    )
+    show(clocks, "transformers' generate", n_tokens)
+
+
+def generated(model: Any, ids: list[int], n_tokens: int) -> Iterator[int]:
+    """What model.generate gives to a streamer, as it comes."""
+    import torch
+
+    class Streamer:
+        def __init__(self) -> None:
+            self.ids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+        def put(self, value: Any) -> None:
+            if value.numel() == 1:  # the prompt comes first
+                self.ids.put(int(value))
+
+        def end(self) -> None:
+            self.ids.put(None)
+
+    streamer = Streamer()
+    options = {
+        "do_sample": True,
+        "temperature": SAMPLING.temperature,
+        "top_k": SAMPLING.top_k,
+        "top_p": SAMPLING.top_p,
+        "min_new_tokens": n_tokens,
+        "max_new_tokens": n_tokens,
+        "streamer": streamer,
+    }
+    worker = threading.Thread(
+        target=model.generate, args=(torch.tensor([ids]),), kwargs=options, daemon=True
+    )
+    worker.start()
+    while (token_id := streamer.ids.get()) is not None:
+        yield token_id
+    worker.join()
+
+
 def second_turn(path: Path, n_pairs: int, n_threads: int) -> None:
     """Time to the second turn's first token, after an answer of about 1,000 tokens, on nano-qwq."""
     literal = ANSWER.replace('"', "")
@@ -171,6 +230,12 @@ def second_turn(path: Path, n_pairs: int, n_threads: int) -> None:
     show({"llama-cpp-python": theirs, "qwq session": ours}, "llama-cpp-python", 1)
 
 
+def own_clock() -> Clocks:
+    """Processor seconds of this process, and seconds by the clock."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime, time.perf_counter()
+
+
 def clock_of(qwq: QwQ) -> Callable[[], Clocks]:
     """Processor seconds of this process and the engine's, and seconds by the clock."""
     engine = qwq.engine
@@ -178,9 +243,8 @@ def clock_of(qwq: QwQ) -> Callable[[], Clocks]:
     child = psutil.Process(engine.pid)
 
     def clock() -> Clocks:
-        own, other = resource.getrusage(resource.RUSAGE_SELF), child.cpu_times()
-        spent_s = own.ru_utime + own.ru_stime + other.user + other.system
-        return spent_s, time.perf_counter()
+        (own_s, now), other = own_clock(), child.cpu_times()
+        return own_s + other.user + other.system, now
 
     return clock
 
