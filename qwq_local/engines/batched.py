@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ from qwq_local.engines.loop import PREFILL_BATCH, REUSE_UNIT, EngineLoop, Sample
 from qwq_local.rope import Yarn
 from qwq_local.sampling import Sampling
 
-GRACE_S = 0.005
-"""So long a batch waits for those that were in the one before it: they come back, or have ended."""
+GRACE_S, MOST_GRACE_S = 0.005, 0.1
+"""So long a batch waits for those that were in the one before it: they come back, or have ended.
+
+Half as long as the last batch took, within these bounds: on a busy machine all takes longer.
+"""
 _CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 
 
@@ -170,6 +174,7 @@ class Batch:
         self._engine = engine
         self._changed = threading.Condition()
         self._is_busy = False
+        self._last_s = 0.0  # what the last batch took
         self._pieces: list[_Piece] = []
         self._expected: set[int] = set()  # slots that were in the last batch, and will come back
         n, llama = engine.n_batch, engine.llama
@@ -224,12 +229,15 @@ class Batch:
         self._is_busy = True
         pieces: list[_Piece] = []
         try:
-            self._changed.wait_for(lambda: not self._expected, GRACE_S)
+            grace_s = max(GRACE_S, min(self._last_s / 2, MOST_GRACE_S))
+            self._changed.wait_for(lambda: not self._expected, grace_s)
             pieces = self._take()
             self._changed.release()
+            started = time.perf_counter()
             try:
                 self._read(pieces)
             finally:
+                self._last_s = time.perf_counter() - started
                 self._changed.acquire()
             self._expected = {piece.slot_index for piece in pieces}
             self._expected -= {piece.slot_index for piece in self._pieces}
