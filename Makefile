@@ -67,7 +67,7 @@ format: $(READY) ## lay the code out
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-encoders bench-convert bench-calibrate bench-layer bench-run bench-serve ## run all benchmarks; docs/LOG.md holds their figures
+bench: bench-encoders bench-convert bench-calibrate bench-layer bench-run bench-serve bench-eval ## run all benchmarks; docs/LOG.md holds their figures
 
 bench-encoders: $(READY) ## compare our block encoders with three builds of ggml's: bytes and speed
 	@$(BIN)/python benchmarks/encoders.py

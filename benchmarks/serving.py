@@ -80,6 +80,8 @@ def main() -> None:
             sides.append(running.enter_context(theirs(model, options.threads)))
         else:
             print(f"llama-cpp-python's server is left out: pip cannot install {' '.join(PINS)}")
+        for side in sides:
+            n_tokens_of(side.port, [{"role": "user", "content": "Hello."}], 8)  # starts all up
         throughput(sides, options.rounds, options.tokens)
         second_turns(sides, options.rounds)
 
