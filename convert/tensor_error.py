@@ -47,6 +47,9 @@ twice as large, in one row four times: hence the limits below. A tensor of zeros
 
 _TENSOR_FACTOR, _TENSOR_CEILING = 3.0, 0.9
 _ROW_FACTOR, _ROW_CEILING = 6.0, 0.95
+_BY_IMPORTANCE = frozenset({QuantType.IQ2_XXS, QuantType.IQ2_XS, QuantType.IQ1_M, QuantType.IQ1_S})
+"""Have too few levels to follow more of a row than its important columns."""
+_BY_IMPORTANCE_ROW_CEILING = 1.5
 _EXACT = 1e-6
 """What rounding of the sums may feign where a type holds its source exactly."""
 _WEAK_ROW_RMS = 1e-4
@@ -93,7 +96,8 @@ class TensorError:
         limit = max(_EXACT, min(_TENSOR_FACTOR * typical, _TENSOR_CEILING))
         if not self.relative <= limit:
             return f"differs from the source by {self.relative:.2%}, {_allowed(quant_type, limit)}"
-        row_limit = max(_EXACT, min(_ROW_FACTOR * typical, _ROW_CEILING))
+        ceiling = _BY_IMPORTANCE_ROW_CEILING if quant_type in _BY_IMPORTANCE else _ROW_CEILING
+        row_limit = max(_EXACT, min(_ROW_FACTOR * typical, ceiling))
         if not self.worst_row <= row_limit:
             return (
                 f"has a row that differs from the source by {self.worst_row:.2%}, "
