@@ -541,16 +541,9 @@ def _library() -> Any:
     from llama_cpp import llama_cpp as llama
 
     _llama_log.addHandler(logging.NullHandler())  # silent unless the application listens
-    log_here()
+    llama.llama_log_set(_log_callback(), None)
     llama.llama_backend_init()
     return llama
-
-
-def log_here() -> None:
-    """Take llama.cpp's log, which others in the process may have turned elsewhere meanwhile."""
-    from llama_cpp import llama_cpp as llama
-
-    llama.llama_log_set(_log_callback(), None)
 
 
 @cache

@@ -63,8 +63,7 @@ def test_llama_takes_what_was_planned(
 ) -> None:
     """Would catch an estimate that llama.cpp exceeds; its own log says what it takes."""
     settings = EngineSettings(context, 1, "native", kv_type)
-    gguf.log_here()
-    with caplog.at_level(logging.DEBUG, logger="qwq_local"):
+    with caplog.at_level(logging.DEBUG, logger="qwq_local.llama"):
         engine = GgufEngine(bf16_gguf, read_header(bf16_gguf), settings)
     engine.close()
     (share,) = engine.memory_plan.shares
