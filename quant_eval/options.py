@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, n
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no plan and no progress.")]
 _EVALUATION = "Evaluation"
 UNLIMITED_S = 1e9
-BENCHMARK_SETTINGS = {"max_tokens": 32_768, "task_seconds": UNLIMITED_S}
+BENCHMARK_MAX_TOKENS = 32_768
 Text = Annotated[
     Path | None,
     typer.Option(
@@ -145,5 +145,10 @@ def settings_for(
     small = checkpoint is None or pipeline.is_small(checkpoint)
     settings = suite.SMOKE if smoke else suite.default_settings(is_small=small)
     if tasks or needles:
-        settings = replace(settings, **BENCHMARK_SETTINGS, needles=tuple(needles or ()))  # type: ignore[arg-type]
+        settings = replace(
+            settings,
+            max_tokens=BENCHMARK_MAX_TOKENS,
+            task_seconds=UNLIMITED_S,
+            needles=tuple(needles or ()),
+        )
     return replace(settings, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]

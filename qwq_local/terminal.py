@@ -6,8 +6,8 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TextIO
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import typer
 
@@ -33,7 +33,10 @@ def print_reply(
     whether the answer is laid out, for a terminal.
     """
     answered = False
-    with ThoughtPrinter(thought) as thoughts, AnswerPrinter(markdown=markdown) as answers:
+    thoughts, answers = ThoughtPrinter(thought), AnswerPrinter(markdown=markdown)
+    with ExitStack() as at_the_end:
+        at_the_end.callback(answers.end)
+        at_the_end.callback(thoughts.end)
         for event in events:
             if not isinstance(event, Reasoning):
                 thoughts.end()
@@ -84,17 +87,6 @@ class ThoughtPrinter:
         self._shown_s = 0.0
         self._n_pieces = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
-
     def feed(self, text: str) -> None:
         now_s = time.monotonic()
         if self._began_s is None:
@@ -136,17 +128,6 @@ class AnswerPrinter:
 
             console = Console(file=sys.stdout)
             self._live = Live(console=console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
 
     def feed(self, text: str) -> None:
         text = _shown(text, sys.stdout)
