@@ -81,11 +81,10 @@ def answer(connection: http.client.HTTPConnection) -> tuple[int, dict[str, Any]]
 
 def get(server: Running, path: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request("GET", path)
-    response = connection.getresponse()
-    status, text = response.status, response.read().decode()
-    connection.close()
-    return status, text
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 def test_one_more_than_the_queue_holds_is_told_when_to_come_back() -> None:

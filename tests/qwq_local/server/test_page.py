@@ -261,12 +261,11 @@ def test_every_path_of_the_page_is_guarded(guarded: str) -> None:
 
     def get(path: str, **headers: str) -> tuple[int, dict[str, str], str]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        found = {name.lower(): value for name, value in response.getheaders()}
-        body = response.read().decode()
-        connection.close()
-        return response.status, found, body
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, found, response.read().decode()
 
     polling = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
     for path in ("/", "/favicon.ico", "/_nicegui/x", polling, "/v1/models"):
