@@ -1,5 +1,6 @@
 """The next turn is ready: read ahead while idle, exactly, and given up for whoever asks."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,31 +41,34 @@ def test_the_second_turn_costs_only_its_own_tokens(bf16_gguf: Path) -> None:
     assert fresh.usage == second.usage
 
 
-class SlowPrefill(FakeEngine):
-    """Takes its time over each unit of a prompt."""
+class HeldPrefill(FakeEngine):
+    """Reads ahead one unit, and no more before that is to be given up."""
 
+    model: LocalModel
+    is_held = True
     n_steps = 0
 
     def prefill(self, ids: Sequence[int], *, rope: Yarn | None = None) -> Iterator[int]:
         for n_read in super().prefill(ids, rope=rope):
-            time.sleep(0.01)
-            self.n_steps += 1
+            if threading.current_thread().name == "qwq-warm":
+                while self.is_held and not self.model._warming.is_set():
+                    time.sleep(0.001)
+                self.n_steps += 1
             yield n_read
 
 
 @pytest.mark.parametrize("n_turns", [1, 3])
 def test_reading_ahead_is_given_up_for_a_message(n_turns: int) -> None:
     """Would catch a message that waits until the idle work is done."""
-    engine = SlowPrefill(*[REPLY] * n_turns)
-    qwq = QwQ(LocalModel(engine, describe_fake(TEMPLATE), Path("fake")))
+    engine = HeldPrefill(*[REPLY] * (n_turns + 1))
+    engine.model = LocalModel(engine, describe_fake(TEMPLATE), Path("fake"))
+    qwq = QwQ(engine.model)
     session = qwq.session()
     for _ in range(n_turns):
         session.ask("x" * 900)
-    n_before = engine.n_steps
-    other = qwq.session().send("y")
-    engine.replies.append(REPLY)
-    assert other.reply().answer == "Yes."
-    assert engine.n_steps <= n_before + 1
+    assert qwq.session().ask("y").answer == "Yes."
+    assert engine.n_steps <= n_turns
+    engine.is_held = False
     qwq.wait_until_idle()
     assert max(map(len, engine.prefilled)) > 900 * n_turns
 
