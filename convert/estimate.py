@@ -12,6 +12,7 @@ from convert.qwen2 import Qwen2Config
 
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
 SENSITIVITY_PASSES = 4  # of each layer: forward; forward, back to its inputs and its weights
+FACTORING = 3.3  # matrices of a Hessian's size, itself included, while it is factored: measured
 K_BLOCK = 256  # columns fixed before the lazy update of the rest
 OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
 
@@ -34,16 +35,16 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
     n_solves = len(settings.damps)
     for n_in, n_out in solves:
         n_matrix += 2 * n_tokens * n_in**2  # Hessian
-        n_matrix += n_solves * (4 * n_in**3 // 3 + n_out * n_in**2)  # factor; lazy updates
+        n_matrix += n_solves * (n_in**3 + n_out * n_in**2)  # factor and inverse; lazy updates
         if settings.other_damps:
             n_matrix += n_solves * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
         candidates = OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
         n_elementwise += n_solves * n_out * n_in * (settings.column_chunk + candidates)
-    # The Hessian with three more of its size, or the activations; the rows with two copies.
-    solving = max(4 * n_in**2 + 3 * n_in * n_out for n_in, n_out in solves)
+    # The Hessian; the rows with two copies; or the activations.
+    solving = max(FACTORING * n_in**2 + 3 * n_in * n_out for n_in, n_out in solves)
     floats = 2 * n_weights + max(solving, 4 * BATCH_TOKENS * model.intermediate_size)  # next layer
     return Estimate(
-        float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), 4 * floats
+        float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), round(4 * floats)
     )
 
 
@@ -70,16 +71,16 @@ def estimate_rounding(
     n_matrix = n_elementwise = 0
     for n_in, n_out in sites(model):
         n_tries = n_types * n_dampings
-        n_matrix += n_dampings * 4 * n_in**3 // 3 + n_tries * n_out * n_in**2
+        n_matrix += n_dampings * n_in**3 + n_tries * n_out * n_in**2
         n_matrix += (n_tries + n_types) * 2 * n_held_out * n_in * n_out
         n_elementwise += n_tries * n_out * n_in * K_BLOCK
-    # The Hessian with three more of its size, its held-out inputs; a matrix with three copies.
+    # The Hessian, its held-out inputs; a matrix with three copies.
     floats = max(
-        n_in * (4 * n_in + n_held_out) + (n_types + 3) * n_in * n_out
+        n_in * (FACTORING * n_in + n_held_out) + (n_types + 3) * n_in * n_out
         for n_in, n_out in sites(model)
     )
     return Estimate(
-        float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), 4 * floats
+        float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), round(4 * floats)
     )
 
 

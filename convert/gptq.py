@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
 LARGEST_SCALE = 65504.0  # and its largest
 MAX_DAMP = 1.0
+INVERTED_AT_ONCE = 128  # columns of a triangular matrix
 PER_CHANNEL = -1
 OTHER_DAMPS = (0.2, 0.8)
 ORDERS = ("columns", "groups", "activations")
@@ -127,7 +128,7 @@ def quantize_matrix(
         group_order, order = _group_aware_order(hessian.diagonal(), group_size)
     else:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    solution = _solve(weight[:, order], hessian[order][:, order], settings)
+    solution = _solve(weight[:, order], hessian, settings, order)
     rank = torch.argsort(order)
     codes, group_of = solution.codes[:, rank], solution.group_of[rank]
     if settings.order == "activations":
@@ -151,14 +152,22 @@ def _group_aware_order(
     return group_order, (group_order[:, None] * group_size + within).flatten()
 
 
-def _solve(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSettings) -> GptqSolution:
-    """Algorithm 1, columns from left to right in contiguous groups."""
+def _solve(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    settings: GptqSettings,
+    order: torch.Tensor | None = None,
+) -> GptqSolution:
+    """Algorithm 1, columns from left to right in contiguous groups.
+
+    order: which of the Hessian's columns each of the weight's is; None: the same.
+    """
     import torch
 
     n_out, n_in = weight.shape
     group_size = settings.columns_per_group(n_in)
     assert n_in % group_size == 0, (n_in, group_size)
-    inv_chol, damp = factor_inverse(hessian, settings.damp)
+    inv_chol, damp = factor_inverse(hessian, settings.damp, order)
     columns = weight.T.to(hessian.dtype, copy=True).contiguous()  # (n_in, n_out)
     codes = torch.empty(n_in, n_out, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(n_in // group_size, n_out, dtype=columns.dtype, device=weight.device)
@@ -254,33 +263,66 @@ def _grid(
     return scale, (-low / scale).round().clamp(1, settings.max_code)
 
 
-def factor_inverse(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, float]:
+def factor_inverse(
+    hessian: torch.Tensor, damp: float, order: torch.Tensor | None = None
+) -> tuple[torch.Tensor, float]:
     """Upper Cholesky factor U of the damped Hessian's inverse, U^T U, and the damping used.
 
-    Damping rises tenfold, up to 1, while the Hessian is not positive definite.
-    Flipped in both axes, the Hessian's lower factor L is U's inverse, so that one factorization and
-    one triangular inverse do.
+    order: in which columns and rows are taken; None: as they are.
+    Damping rises tenfold, up to 1, while the Hessian is not positive definite. Flipped in both
+    axes, its lower factor L is U's inverse, so that one factorization and one triangular inverse
+    do. No more than three matrices of the Hessian's size live at a time, itself included.
     """
-    import torch
-
     mean_diagonal = float(hessian.diagonal().cpu().double().mean())  # MPS has no float64
     if not bool(hessian.isfinite().all()):
         raise NumericalError("its Hessian holds NaN or Inf; the calibration inputs are damaged")
     if mean_diagonal <= 0:
         raise NumericalError("its Hessian is zero, no input was active; calibrate on more text")
     while True:
-        flipped = hessian.flip(0, 1)
-        flipped.diagonal().add_(damp * mean_diagonal)
-        lower, failed_at = torch.linalg.cholesky_ex(flipped)
-        del flipped  # each of these matrices takes 3 GB for QwQ-32B: at most four live at a time
-        if not int(failed_at):
+        lower = _lower_factor(hessian, damp * mean_diagonal, order)
+        if lower is not None:
             break
         if damp >= MAX_DAMP:
             raise NumericalError(
                 f"its Hessian is indefinite even with damping {damp:g}; calibrate on more text"
             )
         damp = min(10 * damp, MAX_DAMP)
-    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, inverse, upper=False)
-    del lower
-    return inverse.flip(0, 1), damp
+    _invert_lower(lower)
+    return lower.flip(0, 1), damp
+
+
+def _lower_factor(
+    hessian: torch.Tensor, added: float, order: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The lower Cholesky factor of the ordered Hessian flipped in both axes; None: it has none.
+
+    added: to the diagonal.
+    """
+    import torch
+
+    if order is None:
+        order = torch.arange(len(hessian), device=hessian.device)
+    flipped = hessian[order.flip(0)][:, order.flip(0)]
+    flipped.diagonal().add_(added)
+    lower, failed_at = torch.linalg.cholesky_ex(flipped)
+    return None if int(failed_at) else lower
+
+
+def _invert_lower(lower: torch.Tensor) -> None:
+    """Invert a lower triangular matrix in place: its two halves, then what couples them.
+
+    Nearly all of it is matrix products, which take a third of a triangular solve's time.
+    """
+    import torch
+
+    n = len(lower)
+    if n <= INVERTED_AT_ONCE:
+        identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
+    first, last = lower[: n // 2, : n // 2], lower[n // 2 :, n // 2 :]
+    _invert_lower(first)
+    _invert_lower(last)
+    coupling = lower[n // 2 :, : n // 2]
+    torch.matmul(last, coupling @ first, out=coupling)
+    coupling.neg_()

@@ -10,6 +10,7 @@ from convert.gptq import (
     GptqSettings,
     GptqSolution,
     dequantize,
+    factor_inverse,
     quantize_matrix,
     round_to_codes,
 )
@@ -197,6 +198,17 @@ def test_dead_columns_disturb_nothing() -> None:
     alive = [column for column in range(128) if column not in dead]
     other = quantize_matrix(flipped, hessian, settings)
     assert torch.equal(other.codes[:, alive], solution.codes[:, alive])
+
+
+@pytest.mark.parametrize("n_in", [1, 128, 129, 700])
+def test_the_factor_is_that_of_the_damped_inverse(n_in: int) -> None:
+    """Catches halves that are coupled wrongly: larger matrices are inverted half by half."""
+    _, hessian = problem(n_in=n_in, n_tokens=2 * n_in)
+    inv_chol, damp = factor_inverse(hessian, 0.02)
+    assert damp == 0.02
+    damped = hessian + damp * hessian.diagonal().mean() * torch.eye(n_in, dtype=torch.float64)
+    assert torch.equal(inv_chol, inv_chol.triu())
+    torch.testing.assert_close(inv_chol.T @ inv_chol, torch.linalg.inv(damped))
 
 
 def test_damping_rises_where_it_must() -> None:
