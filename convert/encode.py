@@ -28,9 +28,12 @@ NEEDS_IMPORTANCE = frozenset(
 """Types whose encoders cannot work without importance."""
 
 LANE_TYPES = frozenset(
-    {QuantType.Q2_K, QuantType.Q3_K, QuantType.Q4_K, QuantType.Q5_K, QuantType.Q6_K}
+    {QuantType.Q2_K, QuantType.Q3_K, QuantType.Q4_K, QuantType.Q5_K, QuantType.Q6_K, QuantType.Q8_0}
 )
 """Types that lane_encoders.py can encode."""
+
+_QUICK = frozenset({QuantType.Q8_0})
+"""Those that libggml, too, encodes faster than disks read: alone they are not worth loading it."""
 
 Encoder = Callable[[Float32Array, QuantType, Float32Array | None, ByteArray], None]
 """rows (n_rows, n_in), type, importance (n_in,) or None -> blocks (n_rows, row bytes), written.
@@ -84,7 +87,8 @@ def encode_rows(
 def choose_encoder(quant_type: QuantType, n_weights: int) -> Encoder:
     """Return our encoder where there is one that is loaded or worth loading, else libggml's."""
     loaded = "convert.lane_encoders" in sys.modules
-    if quant_type in LANE_TYPES and (loaded or n_weights > _N_WORTH_LOADING):
+    worth_loading = n_weights > _N_WORTH_LOADING and quant_type not in _QUICK
+    if quant_type in LANE_TYPES and (loaded or worth_loading):
         return _lane_encoder() or encode_with_libggml
     return encode_with_libggml
 

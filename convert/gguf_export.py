@@ -36,6 +36,7 @@ from convert.gguf_output import GgufOutput
 from convert.journal import Journal, journal_path, load_journal
 from convert.plan import FilePlan, TensorPlan, plan_file
 from convert.provenance import shard_paths
+from convert.read_back import check_written
 from convert.recipe import find_recipe
 from convert.slice_encoder import Encoded, Job, encode_slice
 from convert.source_reader import RawSlice, Slice, SourceReader, cut_into_slices
@@ -183,7 +184,7 @@ def _make(
             for output in outputs:
                 output.discard()
             source = _convert(checkpoint, outputs, n_threads, on_progress, force=True)
-        _read_back(outputs, source, on_read_back)
+        _read_back(outputs, source, n_threads, on_read_back)
     except (CheckpointError, NumericalError, GgufError):
         for output in outputs:
             output.discard()  # none of it is of any use
@@ -286,18 +287,17 @@ def _commit(states: Sequence[tuple[GgufOutput, Journal]]) -> None:
 
 
 def _read_back(
-    outputs: Sequence[GgufOutput], source: tuple[str, ...], on_progress: Progress | None
+    outputs: Sequence[GgufOutput],
+    source: tuple[str, ...],
+    n_threads: int,
+    on_progress: Progress | None,
 ) -> None:
-    n_total, n_before = sum(output.plan.nbytes for output in outputs), 0
-    for output in outputs:
-        n_start = n_before
-
-        def show(n_done: int, _n_total: int, n_start: int = n_start) -> None:
-            if on_progress is not None:
-                on_progress(n_start + n_done, n_total)
-
-        output.finish(source, show)
-        n_before += output.plan.nbytes
+    new = [output for output in outputs if not output.is_verified]
+    check_written(
+        [output.complete(source) for output in new], threads=n_threads, on_progress=on_progress
+    )
+    for output in new:
+        output.accept()
 
 
 @contextmanager

@@ -13,17 +13,18 @@ from convert.files import disk_errors, partial_path, sync_folder
 from convert.journal import Journal, journal_path, load_journal
 from convert.plan import FilePlan, TensorPlan, aligned
 from convert.provenance import fill_digests
+from convert.read_back import Written
 from convert.slice_encoder import Job, job_of
 from convert.source_reader import Slice
 from convert.tensor_error import TensorError
-from convert.verify import Progress, check_written
 
 
 class GgufOutput:
     """Written slice by slice in reading order, each at its place; use begin() first.
 
-    n_done: slices that are written, `source` what was read of the shards until there. Nothing has
-    a final name before publish(), and until forget() a new GgufOutput continues where this was.
+    n_done: slices that are written, `source` what was read of the shards until there; is_verified:
+    read back and found whole. Nothing has a final name before publish(), and until forget() a new
+    GgufOutput continues where this was.
     """
 
     def __init__(self, plan: FilePlan, slices: Sequence[Slice], identity: str) -> None:
@@ -40,7 +41,7 @@ class GgufOutput:
         self._sha256: dict[str, str] = {}
         self._hash = hashlib.sha256()
         self._error = TensorError()
-        self._is_verified = False
+        self.is_verified = False
 
     def begin(self, *, force: bool) -> None:
         """Open the partial files, and continue where their journal says that they are.
@@ -106,7 +107,7 @@ class GgufOutput:
             source=self.source,
             tensor_sha256=dict(self._sha256),
             error=self._error,
-            is_verified=self._is_verified,
+            is_verified=self.is_verified,
         )
 
     def commit(self, journal: Journal) -> None:
@@ -116,14 +117,11 @@ class GgufOutput:
                 os.fsync(file.fileno())
             journal.save(self._journal_path)
 
-    def finish(self, source_sha256: tuple[str, ...], on_progress: Progress) -> None:
-        """Write the headers, now that all digests are known, and read the files back.
+    def complete(self, source_sha256: tuple[str, ...]) -> Written:
+        """Write the headers, now that all digests are known; returns what is to be read back.
 
-        source_sha256: of each shard. on_progress: (bytes read back, in all).
-        Raises GgufError naming the first tensor whose bytes are not those that were written.
+        source_sha256: of each shard.
         """
-        if self._is_verified:
-            return
         assert len(self._sha256) == len(self.plan.tensors)
         headers = [part.header for part in self.plan.parts]
         headers[0] = fill_digests(
@@ -137,8 +135,11 @@ class GgufOutput:
                 os.fsync(file.fileno())
                 if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        check_written(self._partials, self._sha256, on_progress=on_progress)
-        self._is_verified = True
+        return Written(self._partials, self._sha256)
+
+    def accept(self) -> None:
+        """Note that what was written was read back and found whole."""
+        self.is_verified = True
         self.commit(self.journal())
 
     def publish(self) -> None:
@@ -187,7 +188,7 @@ class GgufOutput:
         self.source = journal.source
         self._sha256 = dict(journal.tensor_sha256)
         self._error = journal.error
-        self._is_verified = journal.is_verified
+        self.is_verified = journal.is_verified
 
     def _hash_again(self) -> None:
         """Feed the hash with what is written of the tensor that the next slice continues."""

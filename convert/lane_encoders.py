@@ -1,8 +1,9 @@
-"""Rows of float32 -> blocks of Q2_K to Q6_K, 16 blocks at a time, byte for byte as libggml does.
+"""Rows of float32 -> blocks of Q2_K to Q6_K and Q8_0 in lanes, byte for byte as libggml does.
 
 Block by block these encoders are bound by sums that must be taken in order. Sixteen blocks, one a
-SIMD lane, are sixteen independent sums, each with libggml's operations in libggml's order. Source:
-ggml-quants.c of llama.cpp, under the names given below.
+SIMD lane, are sixteen independent sums, each with libggml's operations in libggml's order. Q8_0 has
+no sums: there lanes are weights of one block. Source: ggml-quants.c of llama.cpp, under the names
+given below.
 
 Scratch arrays are (n, N_LANES): row i holds weight, code or byte i of sixteen blocks. Importing
 this module imports numba.
@@ -57,6 +58,7 @@ from convert.lanes import (
     compiled_part,
     floats,
     from_bits,
+    greatest_lane,
     highest,
     ints,
     load,
@@ -325,6 +327,43 @@ def encode_q6_k(
         scatter(out, first, blocks)
 
 
+@compiled_part
+def away_from_zero(value: Lanes) -> Lanes:
+    """Round to nearest, ties away from zero (roundf); the low byte of infinities and NaN is 0."""
+    even = nearest(value)
+    rest = value - floats(even)
+    up = select((rest == 0.5) & (value > 0.0), 1, ints(0))
+    return even + up - select((rest == -0.5) & (value < 0.0), 1, ints(0))
+
+
+@compiled
+def encode_q8_0(rows: Float32Array, blocks: ByteArray) -> None:
+    """Encode Q8_0 (quantize_row_q8_0_ref); a block is two rows of 16 weights."""
+    peaks = np.zeros((1, N_LANES), np.float32)
+    inverses = np.empty((1, N_LANES), np.float32)
+    halves = np.empty((2, N_LANES), np.uint8)
+    codes = np.empty((2, N_LANES), np.uint8)
+    for first in range(0, len(blocks), N_LANES):
+        n_blocks = min(N_LANES, len(blocks) - first)
+        for k in range(n_blocks):
+            low = absolute(load(rows, 2 * (first + k)))
+            high = absolute(load(rows, 2 * (first + k) + 1))
+            peaks[0, k] = greatest_lane(select(low > high, low, high))
+        step = load(peaks, 0) / 127.0
+        store(inverses, 0, select(step != 0.0, 1.0 / step, 0.0))
+        store_half(halves, 0, half_bits(step))
+        for k in range(n_blocks):
+            block = blocks[first + k]
+            block[0] = halves[0, k]
+            block[1] = halves[1, k]
+            for half in range(2):
+                value = load(rows, 2 * (first + k) + half) * inverses[0, k]
+                store(codes, half, away_from_zero(value))
+            for i in range(N_LANES):
+                block[2 + i] = codes[0, i]
+                block[2 + N_LANES + i] = codes[1, i]
+
+
 def encode(
     rows: Float32Array,
     quant_type: QuantType,
@@ -332,9 +371,12 @@ def encode(
     blocks: ByteArray,
 ) -> None:
     """Encode rows of a type of encode.LANE_TYPES; an encode.Encoder."""
+    targets = blocks.reshape(-1, GGML_QUANT_SIZES[quant_type][1])
+    if quant_type == QuantType.Q8_0:
+        encode_q8_0(rows.reshape(-1, N_LANES), targets)
+        return
     given = np.empty(0, np.float32) if importance is None else importance
     sources, weights = rows.reshape(-1, N_PER_BLOCK), given.reshape(-1, N_PER_BLOCK)
-    targets = blocks.reshape(-1, GGML_QUANT_SIZES[quant_type][1])
     if quant_type == QuantType.Q3_K:
         encode_q3_k(sources, weights, targets)
     elif quant_type == QuantType.Q6_K:

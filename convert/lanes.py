@@ -159,6 +159,12 @@ def _llvm(name: str) -> _Meanings:
     return {(FLOATS,): (build, FLOATS)}
 
 
+def _greatest(builder: Any, lanes: Any) -> Any:
+    kind = ir.FunctionType(ir.FloatType(), [FLOATS.vector])
+    full_name = f"llvm.vector.reduce.fmax.v{N_LANES}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, full_name), [lanes])
+
+
 def _any(builder: Any, mask: Any) -> Any:
     whole = builder.bitcast(mask, ir.IntType(N_LANES))
     return builder.icmp_unsigned("!=", whole, ir.Constant(whole.type, 0))
@@ -210,6 +216,9 @@ lowest = _function(_chosen("<"), "the lesser of two integers")
 highest = _function(_chosen(">"), "the greater of two integers")
 absolute = _function(_llvm("fabs"), "absolute values of floats")
 square_root = _function(_llvm("sqrt"), "square roots of floats, rounded to nearest even")
+greatest_lane = _function(
+    {(FLOATS,): (_greatest, types.float32)}, "the greatest of the floats that are not NaN"
+)
 any_lane = _function({(MASK,): (_any, types.boolean)}, "whether a mask holds in some lane")
 bits_of = _function(
     {(FLOATS,): (lambda builder, lanes: builder.bitcast(lanes, INTS.vector), INTS)},

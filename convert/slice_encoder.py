@@ -10,7 +10,7 @@ from convert.encode import ByteArray, QuantType, encode_rows, row_nbytes
 from convert.errors import CheckpointError
 from convert.plan import FilePlan, RowSource, TensorPlan
 from convert.source_reader import RawSlice, Slice, widen
-from convert.tensor_error import TensorError, measure_error
+from convert.tensor_error import TensorError, measure_error, row_squares
 
 STEP_N_WEIGHTS = 1 << 18
 """Weights that a thread holds as float32 at a time: they fit into its cache."""
@@ -60,10 +60,11 @@ def encode_slice(raw: RawSlice, piece: Slice, jobs: Sequence[Job]) -> Encoded:
     for start in range(0, n_rows if jobs else 0, n_at_once):
         stop = min(start + n_at_once, n_rows)
         rows = widen(raw.bytes, piece, start, stop)
+        squares = row_squares(rows)
         for i, job in enumerate(jobs):
             encoded = _encode_rows(rows, piece, job, start=piece.start + start)
             blocks[i][start:stop] = encoded
-            errors[i] += measure_error(rows, encoded, job.quant_type)
+            errors[i] += measure_error(rows, encoded, job.quant_type, squares=squares)
     return Encoded(raw.sha256_until, blocks, errors)
 
 

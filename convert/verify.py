@@ -1,9 +1,8 @@
 """GGUF files held against what they should be: their hashes, their source, plain numbers."""
 
 import hashlib
-import struct
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,26 +11,22 @@ from itertools import groupby
 from math import isfinite, prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import gguf
 import numpy as np
-import numpy.typing as npt
 
 from convert.checkpoint import Checkpoint
 from convert.decode import can_decode, decode_rows
 from convert.encode import ByteArray, QuantType, n_cores
 from convert.errors import GgufError
 from convert.gguf_header import GgufTensor
-from convert.gguf_parts import GgufModel, GgufPart, read_model, read_parts
+from convert.gguf_parts import GgufModel, GgufPart, read_model
 from convert.provenance import FILE_TYPE, TENSOR_SHA256
 from convert.qwen2 import tensor_specs
 from convert.tensor_error import TYPICAL_ERROR, TensorError, measure_error
 
 SLICE_N_WEIGHTS = 1 << 21
 """Weights a thread holds at a time: 8 MiB as float32, and as much of the source."""
-
-_DISK = "check the disk and the memory, then convert again"
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -99,31 +94,6 @@ def verify_model(
         yield TensorCheck(scan.path, scan.tensor, scan.sha256, error, problem)
 
 
-def check_written(
-    paths: Sequence[Path], hashes: Mapping[str, str], *, on_progress: Progress | None = None
-) -> None:
-    """Read back what was just written: all parts in their order, under any names.
-
-    hashes: by GGUF name, the SHA-256 of each tensor's bytes as they were written.
-    on_progress: (bytes done, bytes in all).
-    Raises GgufError naming the first tensor that is not what was written, and where the gguf
-    package reads another header than we do.
-    """
-    model = read_parts(paths)
-    odd = sorted(model.tensors.keys() ^ hashes.keys())
-    if odd:
-        raise GgufError(f"{paths[0]}: {odd[0]} was not to be written or is not there; {_DISK}")
-    for part in model.parts:
-        _hold_against_gguf_package(part)
-    for scan in _scan(model, _no_judge, n_cores(), SLICE_N_WEIGHTS, on_progress):
-        wanted = hashes[scan.tensor.name]
-        if scan.sha256 != wanted:
-            raise GgufError(
-                f"{scan.path}: {scan.tensor.name} reads back with the SHA-256 "
-                f"{scan.sha256[:16]} and was written with {wanted[:16]}; {_DISK}"
-            )
-
-
 def listed_hashes(model: GgufModel) -> dict[str, str]:
     """SHA-256 by tensor name from the file's own list; {} where it has none for itself."""
     hashes = model.metadata.get(TENSOR_SHA256)
@@ -162,10 +132,6 @@ class _Judgement:
 
 _Judge = Callable[[GgufTensor, int, ByteArray], _Judgement]
 """(tensor, first row, rows as blocks) -> what is wrong with them; called in threads."""
-
-
-def _no_judge(_tensor: GgufTensor, _start: int, _blocks: ByteArray) -> _Judgement:
-    return _Judgement()
 
 
 def _judge_numbers(tensor: GgufTensor, start: int, blocks: ByteArray) -> _Judgement:
@@ -228,56 +194,6 @@ def _judged_by_type(tensor: GgufTensor, error: TensorError) -> str:
     return (
         f"{problem}; give the checkpoint it was made from, or convert it again" if problem else ""
     )
-
-
-def _hold_against_gguf_package(part: GgufPart) -> None:
-    """Raise GgufError where the gguf package finds other tensors in the file, or elsewhere."""
-    try:
-        tensors = _LeanReader(part.path).tensors
-    except (ValueError, KeyError, IndexError) as error:
-        raise GgufError(
-            f"{part.path}: the gguf package cannot read it ({error}); {_DISK}"
-        ) from error
-    theirs = {
-        tensor.name: (
-            tensor.tensor_type,
-            tuple(int(n) for n in reversed(tensor.shape)),
-            tensor.data_offset,
-            tensor.n_bytes,
-        )
-        for tensor in tensors
-    }
-    ours = {
-        tensor.name: (tensor.quant_type, tensor.shape, tensor.offset, tensor.nbytes)
-        for tensor in part.header.tensors.values()
-    }
-    if theirs != ours:
-        odd = next(name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name))
-        raise GgufError(
-            f"{part.path}: {odd} is {ours.get(odd)} and the gguf package reads {theirs.get(odd)}; "
-            f"{_DISK}"
-        )
-
-
-class _LeanReader(gguf.GGUFReader):
-    """The gguf package's reader, which steps over arrays.
-
-    It keeps two views for each string of an array: for QwQ's tokens and merges 600 MB and 20 s.
-    """
-
-    def _get_field_parts(
-        self, orig_offs: int, raw_type: int
-    ) -> tuple[int, list[npt.NDArray[Any]], list[int], list[gguf.GGUFValueType]]:
-        if raw_type != gguf.GGUFValueType.ARRAY:
-            return super()._get_field_parts(orig_offs, raw_type)
-        item_type, n_items = struct.unpack_from("<IQ", self.data.data, orig_offs)
-        end = orig_offs + 12
-        if item_type == gguf.GGUFValueType.STRING:
-            for _ in range(n_items):
-                end += 8 + struct.unpack_from("<Q", self.data.data, end)[0]
-        else:
-            end += n_items * np.dtype(self.gguf_scalar_to_np[item_type]).itemsize
-        return end - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
 
 
 @dataclass(frozen=True, slots=True)

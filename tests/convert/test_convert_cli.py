@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,23 @@ def test_dry_run_writes_nothing(qwq: Qwq, small: Path, tmp_path: Path) -> None:
     assert {t["name"]: t["type"] for t in planned["tensors"]} == {
         tensor.name: tensor.quant_type.name for tensor in header.tensors.values()
     }
+
+
+def test_a_terminal_shows_how_far_it_is(
+    qwq: Qwq, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar each for converting and reading back, with bytes done of all, rate and time."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    run = qwq("convert", "gguf", small, "--type", "Q8_0", "-o", tmp_path / "x.gguf")
+    assert run.exit_code == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", run.stderr)
+    for title in ("converting", "reading back"):
+        done = re.findall(
+            rf"{title} .*?([\d.]+)/([\d.]+) [kM]B +(\?|[\d.,]+ \w*B?/s) +[\d:-]+", text
+        )
+        assert done, text
+        assert done[-1][0] == done[-1][1]
 
 
 def test_parts(qwq: Qwq, small: Path, tmp_path: Path) -> None:

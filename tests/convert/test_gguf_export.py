@@ -2,11 +2,15 @@
 
 import hashlib
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Barrier, Event
+from typing import Any
 
 import numpy as np
 import pytest
 
+from convert import gguf_export
 from convert.checkpoint import Checkpoint
 from convert.errors import (
     CheckpointError,
@@ -18,13 +22,17 @@ from convert.errors import (
 from convert.files import partial_path
 from convert.gguf_export import GgufResult, export_gguf, export_planned
 from convert.gguf_header import read_header
+from convert.gguf_output import GgufOutput
 from convert.plan import plan_file
 from convert.recipe import RECIPES
+from convert.slice_encoder import Encoded, Job, encode_slice
+from convert.source_reader import RawSlice, Slice, SourceReader
 from tests.oracles.llama_quantizer import quantize_with_llama_cpp, stored_tensors
 from tests.synthetic import Array, write_checkpoint
 
 NANO = Path(__file__).parents[2] / "quant_eval/nano/checkpoint"
 ONE_LAYER = {"num_hidden_layers": 1, "max_window_layers": 1}
+WAIT_S = 120.0
 
 
 def export(folder: Path, recipe_name: str, path: Path, *, threads: int = 2) -> GgufResult:
@@ -85,6 +93,41 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     assert seen[-1] == (2 * result.n_weights, 2 * result.n_weights)
     assert result.nbytes == result.path.stat().st_size
     assert 8.5 <= result.bits_per_weight < 8.6
+
+
+def test_reading_encoding_and_writing_overlap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slices are encoded at a time, others are read and encoded while one is written.
+
+    Each step waits for the others to begin: one after another they would wait for ever.
+    """
+    folder = write_checkpoint(tmp_path / "c", config=ONE_LAYER)
+    together = Barrier(2)
+    read_ahead, encoded_ahead = Event(), Event()
+    read, write = SourceReader.read, GgufOutput.write
+
+    def encode_together(raw: RawSlice, piece: Slice, jobs: Sequence[Job]) -> Encoded:
+        if piece.index < 2:
+            together.wait(WAIT_S)
+        else:
+            encoded_ahead.set()
+        return encode_slice(raw, piece, jobs)
+
+    def read_early(reader: SourceReader, piece: Slice) -> RawSlice:
+        if piece.index > 2:
+            read_ahead.set()
+        return read(reader, piece)
+
+    def write_late(output: GgufOutput, piece: Slice, *parts: Any, **source: Any) -> None:
+        assert read_ahead.wait(WAIT_S)
+        assert encoded_ahead.wait(WAIT_S)
+        write(output, piece, *parts, **source)
+
+    monkeypatch.setattr(gguf_export, "encode_slice", encode_together)
+    monkeypatch.setattr(SourceReader, "read", read_early)
+    monkeypatch.setattr(GgufOutput, "write", write_late)
+    export(folder, "Q8_0", tmp_path / "o.gguf", threads=2)
 
 
 def test_memory_is_bounded_by_slices(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from convert import gguf_export
 from convert.checkpoint import Checkpoint
 from convert.encode import ByteArray, encode_rows
 from convert.errors import DiskFullError, GgufError, OutputExistsError, StaleOutputError
@@ -28,8 +30,17 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _commit_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Journals are written as often as possible, so that every moment has one."""
-    monkeypatch.setattr("convert.gguf_export.COMMIT_INTERVAL_S", 0.0)
+    """After every slice there is a journal, however slow the disk is."""
+    submit = ThreadPoolExecutor.submit
+
+    def submit_and_wait(pool: ThreadPoolExecutor, work: Any, *arguments: Any) -> Future[Any]:
+        future = submit(pool, work, *arguments)
+        if work is gguf_export._commit:
+            wait([future])
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_and_wait)
+    monkeypatch.setattr(gguf_export, "COMMIT_INTERVAL_S", 0.0)
 
 
 def export(

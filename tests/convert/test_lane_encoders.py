@@ -43,8 +43,8 @@ def by_lanes(
     rows: Float32Array, quant_type: QuantType, importance: Float32Array | None
 ) -> ByteArray:
     blocks = np.empty((len(rows), row_nbytes(quant_type, rows.shape[1])), np.uint8)
-    encoder = choose_encoder(quant_type, sys.maxsize)
-    assert encoder is not encode_with_libggml
+    encoder = encode._lane_encoder()
+    assert encoder is not None
     encoder(rows, quant_type, importance, blocks)
     return blocks
 
@@ -188,11 +188,17 @@ def test_too_large(quant_type: QuantType) -> None:
         encode_rows(rows, quant_type)
 
 
-def test_the_faster_encoder_is_chosen() -> None:
-    """Types without an encoder of ours go to libggml; large arrays of the others do not."""
-    assert choose_encoder(QuantType.Q8_0, sys.maxsize) is encode_with_libggml
+def test_the_faster_encoder_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types without an encoder of ours go to libggml; large arrays of the others do not.
+
+    Q8_0 does while nothing else has loaded our encoders.
+    """
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "convert.lane_encoders", raising=False)
+        assert choose_encoder(QuantType.Q8_0, sys.maxsize) is encode_with_libggml
+        assert choose_encoder(QuantType.Q4_K, 1 << 10) is encode_with_libggml
     assert choose_encoder(QuantType.IQ4_XS, sys.maxsize) is encode_with_libggml
-    for quant_type in TYPES:
+    for quant_type in (QuantType.Q4_K, *TYPES):
         assert choose_encoder(quant_type, 1 << 20) is not encode_with_libggml
 
 

@@ -20,8 +20,9 @@ from convert.gguf_export import export_gguf
 from convert.gguf_header import read_header
 from convert.gguf_parts import part_name
 from convert.qwen2 import tensor_specs
+from convert.read_back import Written, check_written
 from convert.recipe import RECIPES
-from convert.verify import TensorCheck, check_written, verify_model
+from convert.verify import TensorCheck, verify_model
 from tests.oracles.llama_quantizer import quantize_with_llama_cpp
 from tests.synthetic import Array, write_checkpoint
 
@@ -410,17 +411,24 @@ def test_reading_back(tmp_path: Path, files: dict[str, bytes]) -> None:
         for name, tensor in read_header(path).tensors.items()
     }
     seen: list[tuple[int, int]] = []
-    check_written([path], hashes, on_progress=lambda *at: seen.append(at))
+    check_written([Written([path], hashes)], on_progress=lambda *at: seen.append(at))
     assert seen[-1][0] == seen[-1][1] == sum(t.nbytes for t in read_header(path).tensors.values())
     with pytest.raises(GgufError, match=r"extra was not to be written or is not there; "):
-        check_written([path], hashes | {"extra": "0"})
+        check_written([Written([path], hashes | {"extra": "0"})])
 
     def flip(part: bytearray) -> None:
         part[7] ^= 1
 
     overwrite(path, DOWN, flip)
-    with pytest.raises(GgufError, match=rf"x\.gguf\.partial: {DOWN} reads back with the SHA-256 "):
-        check_written([path], hashes)
+    other = tmp_path / "other.gguf.partial"
+    other.write_bytes(path.read_bytes())
+    overwrite(other, "token_embd.weight", flip)
+    both = [Written([path], hashes), Written([other], hashes)]
+    for threads in (1, 4):
+        with pytest.raises(GgufError, match=rf"x\.gguf\.partial: {DOWN} reads back with the SHA-"):
+            check_written(both, threads=threads)
+        with pytest.raises(GgufError, match=r"other\.gguf\.partial: token_embd\.weight reads "):
+            check_written(both[::-1], threads=threads)
 
 
 def test_reading_back_with_the_gguf_package(tmp_path: Path) -> None:
@@ -434,4 +442,4 @@ def test_reading_back_with_the_gguf_package(tmp_path: Path) -> None:
     writer.close()
     hashes = {"one": hashlib.sha256(np.ones(8, np.float32).tobytes()).hexdigest()}
     with pytest.raises(GgufError, match=r"x\.gguf: the gguf package cannot read it \(Bad type"):
-        check_written([tmp_path / "x.gguf"], hashes)
+        check_written([Written([tmp_path / "x.gguf"], hashes)])
