@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "quant_eval" / "nano" / "checkpoint"
 REASONING = ROOT / "convert" / "data" / "calibration.jsonl"
 WORK = ROOT / "build" / "calibration"
+PARTS = ("gguf", "gptq", "gptqmodel")
 TYPES = ("Q4_K_M", "Q3_K_M", "Q2_K")
 GPTQ_TOKENS = 16_384
 
@@ -145,19 +146,30 @@ class Table:
     def line(self, title: str, weights: Weights, cost: Cost, *, is_base: bool = False) -> None:
         found = self._judge.divergences(weights)
         mean, error = clustered(found)
+        share = ""
         if is_base:
-            self._base = found
-        assert self._base is not None
-        base = clustered(self._base)[0]
-        gain, gain_error = clustered(
-            [one - other for one, other in zip(found, self._base, strict=True)]
-        )
-        share = "the base" if is_base else f"{1 + gain / base:.2f} ± {gain_error / base:.2f}"
+            self._base, share = found, "the base"
+        elif self._base is not None:
+            base = clustered(self._base)[0]
+            gain, gain_error = clustered(
+                [one - other for one, other in zip(found, self._base, strict=True)]
+            )
+            share = f"{1 + gain / base:.2f} ± {gain_error / base:.2f}"
         print(
             f"| {title} | {mean:.5f} ± {error:.5f} | {share} | {cost.cpu_s:.0f} "
             f"| {cost.peak_nbytes / 2**20:.0f} |",
             flush=True,
         )
+
+
+def calibrate(source: Path, text: Path, calibration: Path) -> None:
+    options = ("--text", str(text), "--hessians", "--sensitivities", "--device", "cpu")
+    cost = qwq(calibration, "calibrate", str(source), *options)
+    print(
+        f"calibrated with Hessians and sensitivities: {cost.cpu_s:.0f} s of processor time, "
+        f"{cost.wall_s:.0f} s, peak {cost.peak_nbytes / 2**20:.0f} MiB\n",
+        flush=True,
+    )
 
 
 def compare_gguf(source: Path, calibration: Path, table: Table) -> None:
@@ -215,24 +227,22 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=NANO)
     parser.add_argument("--text", type=Path, default=REASONING, help="to calibrate on")
     parser.add_argument("--evaluation", type=Path, help="text to score (default: the built-in one)")
-    parser.add_argument("--no-gptqmodel", action="store_true", help="it takes some minutes")
+    parser.add_argument("--only", choices=PARTS, action="append", help="of the comparisons")
     parser.add_argument("--passages", type=int, help="of the evaluation set (default: all)")
     arguments = parser.parse_args()
     source = arguments.checkpoint.absolute()
     WORK.mkdir(parents=True, exist_ok=True)
+    chosen = arguments.only or PARTS
     calibration = WORK / "statistics"
-    options = ("--text", str(arguments.text), "--hessians", "--sensitivities", "--device", "cpu")
-    cost = qwq(calibration, "calibrate", str(source), *options)
-    print(
-        f"calibrated with Hessians and sensitivities: {cost.cpu_s:.0f} s of processor time, "
-        f"{cost.wall_s:.0f} s, peak {cost.peak_nbytes / 2**20:.0f} MiB\n",
-        flush=True,
-    )
+    if "gguf" in chosen:
+        calibrate(source, arguments.text, calibration)
     with Checkpoint.open(source) as checkpoint, threads_for(checkpoint.model):
         table = Table(Judge(source, arguments.evaluation, arguments.passages))
-        compare_gguf(source, calibration, table)
-        compare_gptq(source, arguments.text, table)
-        if not arguments.no_gptqmodel:
+        if "gguf" in chosen:
+            compare_gguf(source, calibration, table)
+        if "gptq" in chosen:
+            compare_gptq(source, arguments.text, table)
+        if "gptqmodel" in chosen:
             compare_gptqmodel(source, arguments.text, table)
 
 

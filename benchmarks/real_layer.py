@@ -3,8 +3,9 @@
 `make bench-layer` runs each command on a checkpoint of QwQ-32B's widths and few layers, as a whole
 process, and holds time and peak of memory against the estimate that the command itself prints
 before it works. The whole model's cost is then that estimate for it, at the measured speed. A
-narrower ffn (--intermediate-size) saves the hours that a factorization of 27,648 columns takes on
-a few cores; operations are counted, so the whole model's figure holds all the same.
+narrower ffn (--intermediate-size) saves what three factorizations of 27,648 columns take on a few
+cores; operations are counted, so the whole model's figure holds all the same. One of them, which
+decides GPTQ's time and memory, is measured by itself, always of 27,648 columns (--only factor).
 """
 
 import argparse
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.one_pass import write_checkpoint
 from convert.checkpoint import Checkpoint
-from convert.estimate import Estimate, estimate_calibration, estimate_gptq
+from convert.estimate import FACTORING, Estimate, estimate_calibration, estimate_gptq
 from convert.gptq import OTHER_DAMPS, GptqSettings
 from convert.passages import HELD_OUT_EVERY
 from convert.qwen2 import Qwen2Config, parse_config
@@ -28,6 +29,11 @@ from tests.real_shapes import CONFIG
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "real-layer"
 GB = 1e9
+FACTOR = """
+import sys, torch
+from convert.gptq import factor_inverse
+factor_inverse(torch.eye(int(sys.argv[1])), 0.05)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +101,23 @@ def measure(case: Case, folder: Path, n_tokens: int) -> Cost:
     return cost
 
 
+def measure_factor(n_in: int, nothing: Cost) -> None:
+    cost = run_whole([sys.executable, "-c", FACTOR, f"{n_in}"])
+    peak = (4 * FACTORING * n_in**2 + nothing.peak_nbytes) / GB
+    print(
+        f"| one factor of {n_in:,} columns | {cost.wall_s:.0f} | {cost.cpu_s:.0f} "
+        f"| {cost.peak_nbytes / GB:.2f} ({peak:.2f}) | {n_in**3 / cost.wall_s / GB:.0f} |",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--intermediate-size", type=int, default=6912, help="QwQ-32B has 27,648")
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--only", choices=[case.name for case in CASES], action="append")
+    names = [*(case.name for case in CASES), "factor"]
+    parser.add_argument("--only", choices=names, action="append", help="of the commands")
     arguments = parser.parse_args()
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
@@ -118,9 +135,12 @@ def main() -> None:
     )
     print("| command | clock, s | processor time, s | peak, GB (counted) | matrix GFLOP a second |")
     print("|---|---|---|---|---|")
+    chosen = arguments.only or names
+    if "factor" in chosen:
+        measure_factor(qwq.intermediate_size, nothing)
     wholes = []
     for case in CASES:
-        if arguments.only and case.name not in arguments.only:
+        if case.name not in chosen:
             continue
         cost = measure(case, folder, arguments.tokens)
         counted = case.estimate(model, arguments.tokens)
@@ -138,8 +158,9 @@ def main() -> None:
         wholes.append(
             f"{case.name}: {case.whole_tokens:,} tokens, {hours:.1f} hours, {memory:.1f} GB"
         )
-    print("\nall of QwQ-32B at this speed, counted:")
-    print("\n".join(wholes))
+    if wholes:
+        print("\nall of QwQ-32B at this speed, counted:")
+        print("\n".join(wholes))
     shutil.rmtree(WORK)
 
 

@@ -65,15 +65,19 @@ def estimate_calibration(
 
 
 def estimate_rounding(
-    model: Qwen2Config, *, n_types: int, n_dampings: int, n_held_out: int
+    model: Qwen2Config, *, n_types: int, n_dampings: int, n_sweeps: int, n_held_out: int
 ) -> Estimate:
-    """Count the work of GPTQ rounding into n_types types, each tried at n_dampings dampings."""
+    """Count the work of GPTQ rounding into n_types types, each tried at n_dampings dampings.
+
+    n_sweeps: over the codes of the best.
+    """
     n_matrix = n_elementwise = 0
     for n_in, n_out in sites(model):
         n_tries = n_types * n_dampings
         n_matrix += n_dampings * n_in**3 + n_tries * n_out * n_in**2
-        n_matrix += (n_tries + n_types) * 2 * n_held_out * n_in * n_out
-        n_elementwise += n_tries * n_out * n_in * K_BLOCK
+        n_matrix += n_types * (1 + n_sweeps) * 2 * n_out * n_in**2
+        n_matrix += (n_tries + 2 * n_types) * 2 * n_held_out * n_in * n_out
+        n_elementwise += (n_tries + n_types * n_sweeps) * n_out * n_in * K_BLOCK
     # The Hessian, its held-out inputs; a matrix with three copies.
     floats = max(
         n_in * (FACTORING * n_in + n_held_out) + (n_types + 3) * n_in * n_out

@@ -127,10 +127,11 @@ def gptq_command(
             )
         elapsed_s = time.monotonic() - start_s
     n_columns = opened.model.intermediate_size
-    if result.n_calibration_tokens < n_columns:
+    n_fitted = result.n_calibration_tokens - result.n_held_out
+    if n_fitted < n_columns:
         console.print(
-            f"calibrated on {result.n_calibration_tokens:,} tokens for up to {n_columns:,} columns "
-            "of a linear: fewer than columns overfit; more --tokens would help"
+            f"fitted to {n_fitted:,} tokens for up to {n_columns:,} columns of a linear: fewer "
+            "tokens than columns overfit; more --tokens would help"
         )
     dampings = Counter(result.damp.values())
     console.print(
@@ -140,8 +141,9 @@ def gptq_command(
     for linear, damp in result.raised_damp.items():
         console.print(f"{linear}: its Hessian needed damping {damp:g}; more tokens may help")
     console.print(
-        f"{plan.n_quantized} linears in {elapsed_s:.1f} s, fitted to "
-        f"{result.n_calibration_tokens:,} tokens (set {result.calibration_sha256[:12]})"
+        f"{plan.n_quantized} linears in {elapsed_s:.1f} s, fitted to {n_fitted:,} tokens, "
+        f"{n_fitted / n_columns:.1f} for each of up to {n_columns:,} columns "
+        f"(set {result.calibration_sha256[:12]})"
     )
     typer.echo(
         json.dumps(_result_document(result, elapsed_s), indent=2) if as_json else result.path

@@ -2,6 +2,7 @@
 
 Block by block from left to right: the encoder finds the scales for the columns as they are by then,
 the codes are fixed column by column, and each rounding error is spread over the columns to come.
+Then sweeps over all columns choose each code anew, with those on both sides as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convert.code_layout import LAYOUTS, code_values, replace_codes
+from convert.decode import decode_rows
 from convert.encode import ByteArray, Float32Array, QuantType, block_size, encode_rows, row_nbytes
 
 if TYPE_CHECKING:
@@ -49,6 +51,79 @@ def round_matrix(
         )
         columns[stop:] -= inv_chol[start:stop, stop:].T @ errors
     return encoded
+
+
+def refine_codes(
+    weight: torch.Tensor,
+    blocks: ByteArray,
+    quant_type: QuantType,
+    *,
+    hessian: torch.Tensor,
+    damp: float,
+    n_sweeps: int,
+) -> ByteArray:
+    """The same blocks with codes that err less: each in turn the best, given all others.
+
+    weight: (n_out, n_in) float32. hessian: (n_in, n_in), damped by `damp` of its mean diagonal.
+    The damped squared error never rises, and at rest no code alone can lower it.
+    Source: Behdin et al. 2023, "QuantEase: Optimization-based Quantization for Language Models".
+    """
+    import torch
+
+    n_in = weight.shape[1]
+    width = block_size(quant_type)
+    block_nbytes = row_nbytes(quant_type, width)
+    blocks = blocks.copy()
+    columns = torch.from_numpy(decode_rows(blocks, quant_type, n_in).T.copy()).to(hessian)
+    added = damp * hessian.diagonal().mean()
+    errors = weight.T.to(hessian) - columns  # (n_in, n_out)
+    pulls = (hessian @ errors).add_(added * errors)  # half the gradient, downhill
+    del errors
+    for _ in range(n_sweeps):
+        for index, start in enumerate(range(0, n_in, width)):
+            stop = start + width
+            place = slice(index * block_nbytes, (index + 1) * block_nbytes)
+            damped = hessian[start:stop, start:stop].clone()
+            damped.diagonal().add_(added)
+            codes, changes = _best_codes(
+                columns[start:stop],
+                pulls[start:stop].clone(),
+                damped,
+                np.ascontiguousarray(blocks[:, place]),
+                quant_type,
+            )
+            blocks[:, place] = replace_codes(
+                blocks[:, place], codes.T.contiguous().cpu().numpy(), quant_type
+            )
+            pulls -= hessian[:, start:stop] @ changes
+            pulls[start:stop] -= added * changes
+    return blocks
+
+
+def _best_codes(
+    columns: torch.Tensor,
+    pulls: torch.Tensor,
+    hessian: torch.Tensor,
+    blocks: ByteArray,
+    quant_type: QuantType,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of one block's columns, (width, n_out) uint8, and by how much each value changed.
+
+    columns, pulls: (width, n_out); they are changed.
+    """
+    import torch
+
+    wanted = torch.empty_like(columns)
+    nearest = _nearest_code(blocks, quant_type, wanted)
+    codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
+    changes = torch.empty_like(columns)
+    for column in range(len(columns)):
+        wanted[column] = columns[column] + pulls[column] / hessian[column, column]
+        code, value = nearest(column)
+        codes[column], changes[column] = code.to(torch.uint8), value - columns[column]
+        pulls -= hessian[:, column, None] * changes[column]
+        columns[column] = value
+    return codes, changes
 
 
 def _fix_columns(

@@ -1,7 +1,8 @@
 """Rows of K-quants that were rounded with their Hessians, for the exporter to write.
 
-For each matrix the plain encoding with importance competes with GPTQ rounding at several dampings;
-the one whose output errs least on held-out inputs wins, so that none is worse than without.
+For each matrix the plain encoding with importance competes with GPTQ rounding at several dampings,
+the best of which is refined; the one whose output errs least on held-out inputs wins, so that none
+is worse than without.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from convert.encode import ByteArray, QuantType, encode_rows
 from convert.errors import NumericalError
 from convert.estimate import Estimate, estimate_rounding
 from convert.gptq import factor_inverse
-from convert.gptq_rounding import round_matrix
+from convert.gptq_rounding import refine_codes, round_matrix
 from convert.layer_stream import INPUT_SITES, threads_for
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DAMPS = (0.02, 0.1, 0.5)
 """More damping trusts the Hessian less; which is best depends on how many tokens it saw."""
+N_SWEEPS = 1
 KEPT_SITES = 2  # slices of the next matrices are encoded while those of the last are written
 
 _LINEAR = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
@@ -76,7 +78,10 @@ class GptqRounding:
     def description(self) -> str:
         """What decides the codes, beside the checkpoint and the quant types."""
         calibration = self._calibration
-        return f"gptq, {calibration.n_fitted} tokens of {calibration.calibration_sha256}"
+        return (
+            f"gptq, {N_SWEEPS} sweep, {calibration.n_fitted} tokens of "
+            f"{calibration.calibration_sha256}"
+        )
 
     def estimate(self) -> Estimate:
         """What all of it takes on this machine's processor."""
@@ -84,6 +89,7 @@ class GptqRounding:
             self._checkpoint.model,
             n_types=len(frozenset().union(*self._wanted.values())),
             n_dampings=len(DAMPS),
+            n_sweeps=N_SWEEPS,
             n_held_out=self._calibration.n_held_out,
         )
 
@@ -106,7 +112,7 @@ class GptqRounding:
             return self._sites[key][name, quant_type][start:stop]
 
     def report(self) -> list[str]:
-        """What was chosen, by quant type, and where the calibration was thin."""
+        """What was chosen, by quant type, on how many tokens, and whether those are too few."""
         lines = []
         for quant_type in sorted({choice.quant_type for choice in self.choices}):
             choices = [choice for choice in self.choices if choice.quant_type == quant_type]
@@ -117,12 +123,14 @@ class GptqRounding:
                 f"Hessians, the others as the imatrix has them; median squared error on held-out "
                 f"inputs {error:.2f} of the imatrix encoding's"
             )
-        n_fitted, model = self._calibration.n_fitted, self._checkpoint.model
-        if n_fitted < model.intermediate_size:
-            lines.append(
-                f"Hessians of {n_fitted:,} tokens for up to {model.intermediate_size:,} columns: "
-                "more --hessian-tokens would help"
-            )
+        n_fitted = self._calibration.n_fitted
+        n_columns = self._checkpoint.model.intermediate_size
+        lines.append(
+            f"Hessians of {n_fitted:,} tokens, {n_fitted / n_columns:.1f} for each of up to "
+            f"{n_columns:,} columns"
+        )
+        if n_fitted < n_columns:
+            lines.append("fewer tokens than columns overfit; more --hessian-tokens would help")
         return lines
 
     def _encode_site(self, layer_index: int, site: str) -> dict[tuple[str, QuantType], ByteArray]:
@@ -154,6 +162,8 @@ class GptqRounding:
                     )
                     one.offer(blocks, used_damp)
                 del inv_chol
+            for one in candidates:
+                one.refine(hessian)
         self.choices += [one.choice() for one in candidates]
         return {(one.name, one.quant_type): one.blocks for one in candidates}
 
@@ -184,6 +194,19 @@ class _Candidates:
             self._plain_error = error
         if damp is None or error < self._error:
             self.blocks, self._error, self._damp = blocks, error, damp
+
+    def refine(self, hessian: torch.Tensor) -> None:
+        """Offer better codes for the best encoding, unless that is the plain one."""
+        if self._damp is not None:
+            blocks = refine_codes(
+                self.weight,
+                self.blocks,
+                self.quant_type,
+                hessian=hessian,
+                damp=self._damp,
+                n_sweeps=N_SWEEPS,
+            )
+            self.offer(blocks, self._damp)
 
     def choice(self) -> Choice:
         relative = self._error / self._plain_error if self._plain_error else 1.0

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from convert.cli import app
 from convert.errors import OutputExistsError, QwqError, UsageError
-from convert.estimate import estimate_gptq, estimate_rounding
+from convert.estimate import estimate_calibration, estimate_gptq, estimate_rounding
 from convert.gptq import GptqSettings
 from convert.qwen2 import parse_config
 from tests.synthetic import CONFIG
@@ -37,10 +37,12 @@ def test_a_folder_is_written(small: Path, tmp_path: Path) -> None:
     assert "calibration tokens" in run.stderr
     assert "7 linears in" in run.stderr
     assert "damping, chosen on" in run.stderr
-    assert "300 tokens for up to 512 columns" in " ".join(run.stderr.split())
-    assert (
-        json.loads((out / "quantize_config.json").read_text())["meta"]["calibration_tokens"] == 300
-    )
+    meta = json.loads((out / "quantize_config.json").read_text())["meta"]
+    assert meta["calibration_tokens"] == 300
+    n_fitted = 300 - meta["held_out_tokens"]
+    shown = " ".join(run.stderr.split())
+    assert f"fitted to {n_fitted} tokens for up to 512 columns of a linear: fewer" in shown
+    assert f"{n_fitted} tokens, {n_fitted / 512:.1f} for each of up to 512 columns (set" in shown
 
 
 def test_json_and_quiet(small: Path, tmp_path: Path) -> None:
@@ -100,12 +102,28 @@ def test_the_estimate_of_qwq_32b() -> None:
     assert 3 * 4 * 27648**2 < estimate.peak_nbytes < 16 << 30
 
 
-def test_the_estimate_of_rounding_qwq_32b() -> None:
-    """Catches a damping, a type or the held-out inputs forgotten: the same sums, written out."""
+def test_the_estimate_of_calibrating_qwq_32b() -> None:
+    """Catches Hessians of all tokens, a pass forgotten, and more than 8 GiB for 128 x 2048."""
     model = parse_config(QWQ_32B, "QwQ-32B")
-    estimate = estimate_rounding(model, n_types=2, n_dampings=3, n_held_out=2048)
+    plain = estimate_calibration(model, n_tokens=262_144, n_fitted=0, n_held_out=0, n_sampled=0)
+    assert plain.n_matrix == pytest.approx(2 * 262_144 * 31.2e9, rel=0.02)
+    whole = estimate_calibration(
+        model, n_tokens=262_144, n_fitted=14_336, n_held_out=2048, n_sampled=4096
+    )
+    hessians = 64 * 2 * 14_336 * (27648**2 + 3 * 5120**2)
+    back_and_forth = 2 * 4 * 4096 * 31.2e9
+    assert whole.n_matrix - plain.n_matrix == pytest.approx(hessians + back_and_forth, rel=0.02)
+    assert whole.peak_nbytes - plain.peak_nbytes > 4 * (27648**2 + 3 * 5120**2)
+    assert whole.peak_nbytes < 8 << 30
+
+
+def test_the_estimate_of_rounding_qwq_32b() -> None:
+    """Catches a damping, a sweep, a type or the held-out inputs forgotten: the sums in full."""
+    model = parse_config(QWQ_32B, "QwQ-32B")
+    estimate = estimate_rounding(model, n_types=2, n_dampings=3, n_sweeps=4, n_held_out=2048)
     factors = 64 * 3 * (27648**3 + 3 * 5120**3)
     updates = 64 * 6 * (5120**2 * (5120 + 2048 + 5120 + 2 * 27648) + 27648**2 * 5120)
-    judging = 8 * 2 * 2048 * 31.2e9
-    assert estimate.n_matrix == pytest.approx(factors + updates + judging, rel=0.02)
+    sweeps = 2 * (1 + 4) * 2 * updates / 6
+    judging = 10 * 2 * 2048 * 31.2e9
+    assert estimate.n_matrix == pytest.approx(factors + updates + sweeps + judging, rel=0.02)
     assert 3 * 4 * 27648**2 < estimate.peak_nbytes < 16 << 30

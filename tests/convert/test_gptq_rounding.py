@@ -8,12 +8,12 @@ import torch
 
 from convert.calibrate import Calibration, CalibrationSettings, calibrate, plan_calibration
 from convert.checkpoint import Checkpoint
-from convert.code_layout import LAYOUTS
+from convert.code_layout import LAYOUTS, code_values, read_codes, replace_codes
 from convert.decode import decode_rows
-from convert.encode import QuantType, encode_rows
+from convert.encode import QuantType, block_size, encode_rows, row_nbytes
 from convert.errors import QwqError
 from convert.gptq import factor_inverse
-from convert.gptq_rounding import round_matrix
+from convert.gptq_rounding import refine_codes, round_matrix
 from convert.passages import built_in_passages
 from convert.rounding import GptqRounding
 from tests.oracles.rounding_twin import rounding_twin
@@ -70,6 +70,35 @@ def test_held_out_error_falls(quant_type: QuantType) -> None:
         for blocks in (rounded(weight, quant_type, hessian), plain)
     ]
     assert errors[0] < 0.75 * errors[1]
+
+
+@pytest.mark.parametrize("quant_type", TYPES)
+def test_no_code_alone_errs_less_after_refining(quant_type: QuantType) -> None:
+    """Catches a gradient that is not kept up, or of another column; every code is tried.
+
+    And scales that changed with the codes, a type whose codes land elsewhere, damping left out.
+    """
+    weight, hessian, _ = problem(2)
+    before = rounded(weight, quant_type, hessian)
+    after = refine_codes(weight, before, quant_type, hessian=hessian, damp=0.02, n_sweeps=40)
+    width = block_size(quant_type)
+    rows = [one.reshape(-1, row_nbytes(quant_type, width)) for one in (before, after)]
+    codes = [read_codes(one, quant_type) for one in rows]
+    np.testing.assert_array_equal(replace_codes(rows[0], codes[1], quant_type), rows[1])
+
+    damped = hessian + 0.02 * hessian.diagonal().mean() * torch.eye(512, dtype=torch.float64)
+    errors = [
+        weight - torch.from_numpy(decode_rows(one, quant_type, 512)).double()
+        for one in (before, after)
+    ]
+    losses = [((one @ damped) * one).sum(dim=1) for one in errors]
+    assert (losses[1] < 0.97 * losses[0]).all()
+    layout = LAYOUTS[quant_type]
+    values = code_values(rows[1], range(layout.lowest, layout.highest + 1), quant_type)
+    values = values.reshape(len(values), 2, 512)  # (n_codes, n_out, n_in)
+    moves = torch.from_numpy(values).double() - (weight - errors[1])
+    gains = 2 * moves * (errors[1] @ damped) - moves.square() * damped.diagonal()
+    assert float(gains.max()) < 1e-3 * float(losses[1].min())
 
 
 def test_a_diagonal_hessian_changes_little() -> None:

@@ -1,5 +1,6 @@
 """`qwq convert gguf --rounding gptq`: what reaches the file, and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,10 @@ def test_every_output_holds_the_rounded_rows(
     run = gguf(source, "-o", tmp_path, *types, *options, "--threads", "2")
     assert "rounded with their Hessians" in run.stderr
     assert "GPTQ rounding: about" in run.stderr
+    shown = " ".join(run.stderr.split())
+    n_fitted = json.loads((calibration / "calibration.json").read_text())["n_fitted"]
+    assert f"Hessians of {n_fitted:,} tokens, {n_fitted / 512:.1f} for each of up to 512" in shown
+    assert "more --hessian-tokens would help" not in shown
     imatrix = read_imatrix(calibration / "imatrix.gguf")
     with Checkpoint.open(source) as checkpoint:
         opened = open_calibration(calibration, checkpoint)
