@@ -1,10 +1,11 @@
 """What the suite's own work adds to the engine's on a pass of KL, at QwQ-32B's shapes.
 
 `make bench-eval` writes a checkpoint with QwQ-32B's widths, vocabulary of 152,064 and one layer,
-quantizes it to Q4_K_M and scores passages. The engine's time for 64 layers is 64 times that of one
-(prefill without logits) and once that of the output matrix (with logits less without). The suite's
-own work is the same for any number of layers: the reference's logits, KL, and the summary.
-llama.cpp's own route keeps the base model's logits on the disk; what that takes is worked out.
+quantizes it to Q4_K_M and scores passages, every token of them. The engine's time for 64 layers is
+64 times that of one (prefill without logits) and once that of the output matrix (with logits less
+without). The suite's own work is the same for any number of layers: what a pass over the one-layer
+file takes beyond its engine. llama.cpp's route keeps the base model's logits on the disk in 16
+bits; that is timed with the same logits, kept and read as its tool keeps them.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,13 +29,16 @@ from convert.calibration import TokenizedConversation
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
 from quant_eval.divergence import rows_between, score_passage, scored_rows, summarize
+from quant_eval.pipeline import NANO_CHECKPOINT
 from quant_eval.reference import Reference
+from quant_eval.suite import read_evaluation_text, tokenize_text
 from qwq_local import QwQ
 from tests.real_shapes import write_real_shapes
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "evaluation"
 N_LAYERS = 64
 N_TOKENS = 16_384  # of a whole pass
+N_KEPT = 64  # tokens whose logits are kept by llama.cpp's route
 BF16_NBYTES = 65.5e9
 T = TypeVar("T")
 
@@ -73,61 +79,107 @@ def measure(
         for _ in passages
     )
     reference = Reference(checkpoint, states)
+    spans = [(index, *scored_rows(passage)) for index, passage in enumerate(passages)]
     times: dict[str, list[float]] = {}
-    scores = []
-    n_before = peak_nbytes()
     unseen = tuple(map(int, rng.integers(0, 150_000, 65)))  # files are read before time is taken
-    list(reference.logits(0, 0, 1))
-    with QwQ.open(path, context=n_tokens + 64, threads=threads, isolated=False) as qwq:
-        consume(qwq.engine.logits, unseen)
-        for passage in passages:
-            timed(times, "prefill", partial(consume, qwq.engine.prefill, passage.ids))
-            flipped = passage.ids[::-1]  # so that nothing is cached
-            timed(times, "logits", partial(consume, qwq.engine.logits, flipped))
+    drop(next(reference.logits([(0, 0, 1)])))
     with QwQ.open(path, context=n_tokens + 64, threads=threads) as qwq:
-        consume(qwq.engine.logits, unseen)
-        for index, passage in enumerate(passages):
-            start, stop = scored_rows(passage)
-            theirs = timed(times, "received", partial(consume, qwq.engine.logits, passage.ids))
-            rows = list(rows_between(theirs, start, stop))
-            again = partial(consume, reference.logits, index, start, stop)
-            exact = timed(times, "reference", again)
-            scores.append(timed(times, "scores", partial(score_passage, passage, exact, rows)))
+        drop(qwq.engine.logits(unseen))
+        for passage in passages:
+            timed(times, "received", partial(drop, qwq.engine.logits(passage.ids)))
+        started = time.perf_counter()
+        scores = []
+        for passage, exact in zip(passages, reference.logits(spans), strict=True):
+            rows = rows_between(qwq.engine.logits(passage.ids), *scored_rows(passage))
+            scores.append(score_passage(passage, exact, rows, threads=threads))
+        whole = (time.perf_counter() - started) / (n_tokens * n_passages)
+    n_peak = peak_nbytes()
+    with QwQ.open(path, context=n_tokens + 64, threads=threads, isolated=False) as qwq:
+        drop(qwq.engine.logits(unseen))
+        for passage in passages:
+            timed(times, "prefill", partial(drop, qwq.engine.prefill(passage.ids)))
+            flipped = passage.ids[::-1]  # so that nothing is cached
+            timed(times, "logits", partial(drop, qwq.engine.logits(flipped)))
+    timed(times, "reference", partial(drop, chain.from_iterable(reference.logits(spans))))
+    first_rows = reference.logits([(0, 0, N_KEPT), (0, N_KEPT, 2 * N_KEPT)])
+    ours, theirs = (np.concatenate(list(rows)) for rows in first_rows)
+    alone = TokenizedConversation(passages[0].ids[: N_KEPT + 1], 1, 2, N_KEPT + 1)
+    timed(times, "scores", lambda: score_passage(alone, [ours], [theirs], threads=threads))
     many = scores * (N_TOKENS // (n_tokens * n_passages))
-    timed(times, "summary", partial(summarize, many))
-    each = {name: statistics.median(found) / n_tokens for name, found in times.items()}
-    each["summary"] = times["summary"][0] / N_TOKENS
+    timed(times, "summary", lambda: summarize(many))
+    kept = WORK / "logits.bin"
+    timed(times, "kept", lambda: keep_in_16_bits(ours, kept))
+    again = timed(times, "read", lambda: read_16_bits(kept, model.vocab_size))
+    n_of = {"reference": n_tokens * n_passages, "summary": N_TOKENS}
+    n_of |= dict.fromkeys(("scores", "kept", "read"), N_KEPT)
+    each = {
+        name: statistics.median(found) / n_of.get(name, n_tokens) for name, found in times.items()
+    }
     head = max(0.0, each["logits"] - each["prefill"])
     engine = N_LAYERS * each["prefill"] + head
-    moved = max(0.0, each["received"] - each["logits"])
-    own = moved + each["reference"] + each["scores"] + each["summary"]
+    own = whole - each["logits"] + each["summary"]
     for name, seconds in (
         (f"engine, {N_LAYERS} layers", N_LAYERS * each["prefill"]),
         ("engine, output matrix", head),
-        ("suite, logits between processes", moved),
-        ("suite, reference's logits", each["reference"]),
-        ("suite, KL", each["scores"]),
-        ("suite, quantiles and errors", each["summary"]),
+        ("suite, in all", own),
+        ("  reference's logits", each["reference"]),
+        ("  KL", each["scores"]),
+        ("  logits between processes", each["received"] - each["logits"]),
+        ("  quantiles and errors", each["summary"]),
+        ("llama.cpp's route, logits kept", each["kept"]),
+        ("llama.cpp's route, logits read", each["read"]),
     ):
         print(f"{name:<32} {1000 * seconds:9.3f} ms a token")
     print(f"the suite's own work on top of the engine's: {own / engine:.1%}")
+    share = scored_share()
     print(
-        f"a pass over {N_TOKENS:,} tokens: engine {engine * N_TOKENS / 3600:.2f} h, "
-        f"suite {own * N_TOKENS / 60:.1f} min"
+        f"on the built-in text, where prompts are read too and {share:.0%} of the tokens (by "
+        f"nano-qwq's tokenizer) are scored: {share * own / engine:.1%}"
     )
     print(
-        f"peak memory: {peak_nbytes() / 1e9:.2f} GB, {n_before / 1e9:.2f} GB of it before scoring; "
-        f"{2 * n_tokens * model.vocab_size * 4 / 1e9:.2f} GB are the logits that "
-        "this benchmark holds to time the parts alone"
+        f"a pass over {N_TOKENS:,} scored tokens without prompts: engine "
+        f"{engine * N_TOKENS / 3600:.2f} h, suite {own * N_TOKENS / 60:.1f} min"
     )
-    states_nbytes = N_TOKENS * model.hidden_size * 2
-    base_nbytes = N_TOKENS * model.vocab_size * 2
-    tool = shutil.which("llama-perplexity") or "not at hand, so not timed"
+    print(f"peak memory beside the engine: {n_peak / 1e9:.2f} GB")
     print(
-        f"the reference on the disk: {states_nbytes / 1e6:.0f} MB of states here; by llama.cpp's "
-        f"route {base_nbytes / 1e9:.1f} GB of logits at 2 bytes a column, and "
-        f"{BF16_NBYTES / 1e9:.0f} GB of memory to make them (llama-perplexity: {tool})"
+        f"the reference on the disk: {N_TOKENS * model.hidden_size * 2 / 1e6:.0f} MB of states; by "
+        f"llama.cpp's route {N_TOKENS * model.vocab_size * 2 / 1e9:.1f} GB of logits, and "
+        f"{BF16_NBYTES / 1e9:.0f} GB of memory to make them, where states take a layer at a time"
     )
+    error = score_passage(alone, [ours], [again]).kl_nats.mean()
+    print(f"KL between these logits and the same in 16 bits: {error:.2g} nats")
+
+
+def keep_in_16_bits(logits: NDArray[np.float32], path: Path) -> None:
+    """Log-probabilities from the largest down to 16 nats less, in 65,536 steps a row.
+
+    So does llama.cpp's `--kl-divergence-base` (tools/perplexity/perplexity.cpp).
+    """
+    with path.open("wb") as file:
+        for row in logits:
+            low = max(float(row.min() - row.max()), -16.0)
+            shifted = np.maximum(row - row.max(), low)
+            step = -low / 65_535
+            log_sum = np.log(np.exp(shifted).sum(dtype=np.float64))
+            file.write(np.array([step, low - log_sum], dtype=np.float32).tobytes())
+            file.write(np.rint((shifted - low) / np.float32(step)).astype(np.uint16).tobytes())
+
+
+def read_16_bits(path: Path, vocab_size: int) -> NDArray[np.float32]:
+    """What keep_in_16_bits wrote, (n, vocab_size)."""
+    row = np.dtype([("step", "<f4"), ("low", "<f4"), ("codes", "<u2", (vocab_size,))])
+    kept = np.fromfile(path, dtype=row)
+    logprobs: NDArray[np.float32] = kept["codes"] * kept["step"][:, None]
+    logprobs += kept["low"][:, None]
+    return logprobs
+
+
+def scored_share() -> float:
+    """Of the tokens of the built-in text, by nano-qwq's tokenizer, those of replies."""
+    conversations, _ = read_evaluation_text(None, general=True)
+    with Checkpoint.open(NANO_CHECKPOINT) as checkpoint:
+        tokens = tokenize_text(checkpoint, conversations, N_TOKENS)
+    return tokens.n_scored / sum(len(passage.ids) for passage in tokens.passages)
 
 
 def timed(times: dict[str, list[float]], name: str, work: Callable[[], T]) -> T:
@@ -137,8 +189,9 @@ def timed(times: dict[str, list[float]], name: str, work: Callable[[], T]) -> T:
     return result
 
 
-def consume(stream: Callable[..., Iterable[T]], *arguments: Any) -> list[T]:
-    return list(stream(*arguments))
+def drop(stream: Iterable[object]) -> None:
+    for _ in stream:
+        pass
 
 
 def peak_nbytes() -> int:

@@ -7,6 +7,7 @@ a few numbers are kept, never the logits.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from convert.calibration import TokenizedConversation
 from convert.errors import QwqError
 
-MAX_SLICE_ELEMENTS = 1 << 22  # logits worked on at a time: 16 MiB an array
+MAX_SLICE_ELEMENTS = 1 << 19  # logits worked on at a time by a thread: 2 MiB an array
 TAIL_POINTS = 60
 KIND_PART = "kind "
 POSITION_STARTS = (0, 128, 512, 2048, 8192, 32_768)  # the last is where YaRN begins
@@ -93,7 +94,11 @@ def scored_rows(passage: TokenizedConversation) -> tuple[int, int]:
 
 
 def score_passage(
-    passage: TokenizedConversation, reference: Iterable[Logits], model: Iterable[Logits]
+    passage: TokenizedConversation,
+    reference: Iterable[Logits],
+    model: Iterable[Logits],
+    *,
+    threads: int | None = 1,
 ) -> TokenScores:
     """Score one passage from two streams of logits.
 
@@ -101,45 +106,56 @@ def score_passage(
     Raises QwqError where a stream is too short, the vocabularies differ, or logits are not finite.
     """
     targets = np.asarray(passage.ids[passage.n_prompt : passage.stop], dtype=np.int64)
-    kl: list[Floats] = []
-    nll: list[Floats] = []
-    reference_nll: list[Floats] = []
-    same_top: list[Mask] = []
+    parts: list[_RowScores] = []
     n_done = 0
-    for ours, theirs in aligned(reference, model):
-        if ours.shape[1] != theirs.shape[1]:
-            raise QwqError(
-                f"logits: the model has a vocabulary of {theirs.shape[1]} tokens, the reference of "
-                f"{ours.shape[1]}; evaluate against the checkpoint that the file was made from"
+    with ThreadPoolExecutor(threads) as pool:
+        for ours, theirs in aligned(reference, model):
+            if ours.shape[1] != theirs.shape[1]:
+                raise QwqError(
+                    f"logits: the model has a vocabulary of {theirs.shape[1]} tokens, the "
+                    f"reference of {ours.shape[1]}; evaluate against the checkpoint that the file "
+                    "was made from"
+                )
+            wanted = targets[n_done : n_done + len(ours)]
+            n = max(1, MAX_SLICE_ELEMENTS // ours.shape[1])
+            slices = [slice(start, start + n) for start in range(0, len(wanted), n)]
+            parts += pool.map(
+                _score_rows, *([rows[one] for one in slices] for rows in (wanted, ours, theirs))
             )
-        wanted = targets[n_done : n_done + len(ours)]
-        same_top.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
-        p, q = _shifted(ours, "the reference"), _shifted(theirs, "the model")
-        rows = np.arange(len(wanted))
-        p_target, q_target = (each[rows, wanted].astype(np.float64) for each in (p, q))
-        weights = np.exp(p)
-        p -= q
-        p *= weights
-        p_sum = weights.sum(axis=1, dtype=np.float64)
-        q_sum = np.exp(q, out=q).sum(axis=1, dtype=np.float64)
-        log_ratio = np.log(p_sum) - np.log(q_sum)
-        reference_nll.append(np.log(p_sum) - p_target)
-        nll.append(np.log(q_sum) - q_target)
-        mean = p.sum(axis=1, dtype=np.float64) / p_sum
-        kl.append(np.maximum(mean - log_ratio, 0.0))  # KL >= 0: below it lies rounding only
-        n_done += len(wanted)
+            n_done += len(wanted)
     if n_done != len(targets):
         raise QwqError(
             f"logits: {n_done} of {len(targets)} scored tokens came; the engine stopped early"
         )
+    kl, nll, reference_nll, same_top = map(np.concatenate, zip(*parts, strict=True))
     return TokenScores(
-        kl_nats=np.concatenate(kl),
-        nll_nats=np.concatenate(nll),
-        reference_nll_nats=np.concatenate(reference_nll),
-        same_top=np.concatenate(same_top),
+        kl_nats=kl,
+        nll_nats=nll,
+        reference_nll_nats=reference_nll,
+        same_top=same_top,
         is_answer=np.arange(passage.n_prompt, passage.stop) >= passage.answer_start,
         first_position=passage.n_prompt,
     )
+
+
+_RowScores = tuple[Floats, Floats, Floats, Mask]
+
+
+def _score_rows(targets: NDArray[np.int64], ours: Logits, theirs: Logits) -> _RowScores:
+    """KL, NLL of model and reference, and whether the likeliest token is the same, (n,) each."""
+    same_top = ours.argmax(axis=1) == theirs.argmax(axis=1)
+    p, q = _shifted(ours, "the reference"), _shifted(theirs, "the model")
+    rows = np.arange(len(targets))
+    p_target, q_target = (each[rows, targets].astype(np.float64) for each in (p, q))
+    weights = np.exp(p)
+    p -= q
+    p *= weights
+    p_sum = weights.sum(axis=1, dtype=np.float64)
+    q_sum = np.exp(q, out=q).sum(axis=1, dtype=np.float64)
+    log_ratio = np.log(p_sum) - np.log(q_sum)
+    mean = p.sum(axis=1, dtype=np.float64) / p_sum
+    kl = np.maximum(mean - log_ratio, 0.0)  # KL >= 0: below it lies rounding only
+    return kl, np.log(q_sum) - q_target, np.log(p_sum) - p_target, same_top
 
 
 def position_part(start: int, stop: int | None) -> str:
@@ -272,14 +288,12 @@ def rows_between(chunks: Iterable[Logits], start: int, stop: int) -> Iterator[Lo
             return
 
 
-def aligned(
-    left: Iterable[Logits], right: Iterable[Logits], max_elements: int = MAX_SLICE_ELEMENTS
-) -> Iterator[tuple[Logits, Logits]]:
+def aligned(left: Iterable[Logits], right: Iterable[Logits]) -> Iterator[tuple[Logits, Logits]]:
     """Two streams of chunks cut at the same rows, until the shorter ends."""
     ours, theirs = iter(left), iter(right)
     a, b = next(ours, None), next(theirs, None)
     while a is not None and b is not None:
-        n = min(len(a), len(b), max(1, max_elements // a.shape[1]))
+        n = min(len(a), len(b))
         yield a[:n], b[:n]
         a = a[n:] if n < len(a) else next(ours, None)
         b = b[n:] if n < len(b) else next(theirs, None)

@@ -87,7 +87,7 @@ def measure_file(
             return qwq
 
         known = Known(kept, f"{exam.conditions} {sha256}")
-        scores, elapsed_s = _score(path, opened, exam, known, on_progress)
+        scores, elapsed_s = _score(path, opened, exam, known, threads, on_progress)
         attempts = solve(path.name, opened, exam, known, on_progress)
         questions = _reply_to_questions(opened, exam, known)
     elapsed_s += sum(attempt.elapsed_s for attempt in (*attempts, *questions))
@@ -120,9 +120,13 @@ class Known:
         self._kept = kept
         self._conditions = conditions
 
+    def has(self, *name: object) -> bool:
+        """Whether the part is kept."""
+        return self._kept.get(self._key(name)) is not None
+
     def part(self, *name: object, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The part as JSON, made where it is not kept."""
-        key = digest([self._conditions, *name])
+        key = self._key(name)
         value = self._kept.get(key)
         if value is None:
             value = make()
@@ -140,8 +144,10 @@ class Known:
 
     def has_attempt(self, problem: Problem, seed: int, max_tokens: int) -> bool:
         """Whether the reply is kept."""
-        name = _reply_name(problem, seed, max_tokens)
-        return self._kept.get(digest([self._conditions, *name])) is not None
+        return self.has(*_reply_name(problem, seed, max_tokens))
+
+    def _key(self, name: Sequence[object]) -> str:
+        return digest([self._conditions, *name])
 
 
 def _reply_name(problem: Problem, seed: int, max_tokens: int) -> tuple[str, str, int, int]:
@@ -149,36 +155,40 @@ def _reply_name(problem: Problem, seed: int, max_tokens: int) -> tuple[str, str,
 
 
 def _score(
-    path: Path, opened: Callable[[], QwQ], exam: Exam, known: Known, on_progress: Progress
+    path: Path,
+    opened: Callable[[], QwQ],
+    exam: Exam,
+    known: Known,
+    threads: int | None,
+    on_progress: Progress,
 ) -> tuple[dict[str, TokenScores], float]:
     """Scores of all passages by name, and the seconds that they took."""
     scores = {}
     elapsed_s = 0.0
-    names = exam.tokens.names
-    for index, name in enumerate(names):
+    passages = exam.tokens.passages
+    indices = {name: index for index, name in enumerate(exam.tokens.names)}
+    reference = exam.reference.logits(
+        [
+            (index, *scored_rows(passages[index]))
+            for name, index in indices.items()
+            if not known.has("passage", name)
+        ]
+    )
+    for name, index in indices.items():
 
         def make(index: int = index) -> dict[str, Any]:
-            part = _score_one(opened(), exam, index)
-            on_progress(f"{path.name}: divergence, passages", index + 1, len(names))
-            return part
+            qwq, passage = opened(), passages[index]
+            started = time.perf_counter()
+            theirs = rows_between(qwq.engine.logits(passage.ids), *scored_rows(passage))
+            part = score_passage(passage, next(reference), theirs, threads=threads)
+            elapsed_s = round(time.perf_counter() - started, 3)
+            on_progress(f"{path.name}: divergence, passages", index + 1, len(passages))
+            return {"scores": _scores_to_json(part), "elapsed_s": elapsed_s}
 
         part = known.part("passage", name, make=make)
         scores[name] = _scores_from_json(part["scores"])
         elapsed_s += part["elapsed_s"]
     return scores, elapsed_s
-
-
-def _score_one(qwq: QwQ, exam: Exam, index: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    passage = exam.tokens.passages[index]
-    start, stop = scored_rows(passage)
-    scores = score_passage(
-        passage,
-        exam.reference.logits(index, start, stop),
-        rows_between(qwq.engine.logits(passage.ids), start, stop),
-    )
-    elapsed_s = round(time.perf_counter() - started, 3)
-    return {"scores": _scores_to_json(scores), "elapsed_s": elapsed_s}
 
 
 def _scores_to_json(scores: TokenScores) -> dict[str, Any]:

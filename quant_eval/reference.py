@@ -5,7 +5,8 @@ logits would be 304 KB; logits are recomputed from them on demand, in float32, s
 output matrix.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from convert.layer_stream import LayerStream
 BATCH_TOKENS = 2048
 MAX_CHUNK_ELEMENTS = 1 << 26  # of logits at a time: 256 MiB
 NORM = "model.norm.weight"
-MATRIX_ROWS = 16_384  # of the output matrix at a time
+MATRIX_ROWS = 1024  # of the output matrix at a time: 20 MiB, which a processor's cache may hold
 
 Floats = npt.NDArray[np.float32]
+Span = tuple[int, int, int]
+"""A passage, its first row and one past its last: the logits after these tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,39 @@ class Reference:
     checkpoint: Checkpoint
     hidden: tuple[Halves, ...]
 
-    def logits(self, passage: int, start: int = 0, stop: int | None = None) -> Iterator[Floats]:
-        """Logits after the tokens start to stop of a passage, in chunks (n, vocab_size) float32."""
+    def logits(self, spans: Sequence[Span]) -> Iterator[Generator[Floats]]:
+        """For each span its logits, in chunks (n, vocab_size) float32.
+
+        The output matrix is read once for as many rows as a chunk holds, whichever passages they
+        are of. What is not taken of a span when the next one is asked for is dropped.
+        """
+        chunks = self._chunks(spans)
+        chunk: Floats = np.empty((0, 0), dtype=np.float32)
+        n_left = 0
+
+        def rows() -> Generator[Floats]:
+            nonlocal chunk, n_left
+            while n_left:
+                if not len(chunk):
+                    chunk = next(chunks)
+                part, chunk = chunk[:n_left], chunk[n_left:]
+                n_left -= len(part)
+                yield part
+
+        for _, start, stop in spans:
+            n_left = stop - start
+            yield rows()
+            deque(rows(), maxlen=0)
+
+    def _chunks(self, spans: Sequence[Span]) -> Iterator[Floats]:
+        """The logits of all spans, one behind the other."""
         weight = self.checkpoint.read(NORM)
-        states = weight * self.hidden[passage][start:stop].astype(np.float32)
-        vocab_size = self.checkpoint.model.vocab_size
-        n_rows = max(1, MAX_CHUNK_ELEMENTS // vocab_size)
+        n_rows = max(1, MAX_CHUNK_ELEMENTS // self.checkpoint.model.vocab_size)
+        states = np.concatenate(
+            [self.hidden[passage][start:stop] for passage, start, stop in spans]
+        )
         for first in range(0, len(states), n_rows):
-            yield self._project(states[first : first + n_rows])
+            yield self._project(weight * states[first : first + n_rows].astype(np.float32))
 
     def _project(self, states: Floats) -> Floats:
         """(n, hidden_size) to (n, vocab_size), reading the output matrix in slices."""

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from convert.calibration import TokenizedConversation
 from convert.errors import QwqError
+from quant_eval import divergence
 from quant_eval.divergence import (
     Logits,
     TokenScores,
-    aligned,
     clustered_mean,
     rows_between,
     score_passage,
@@ -162,9 +163,28 @@ def test_small_divergences_are_exact() -> None:
 
 
 def test_slices_are_bounded() -> None:
-    """Catches a whole passage worked on at once."""
-    pairs = list(aligned([logits(0)], [logits(1)], max_elements=36))
-    assert [len(a) for a, _ in pairs] == [3, 3, 3, 1]
+    """Catches a whole chunk worked on at once: an array of its size would be 16 MB."""
+    passage = TokenizedConversation((0,) * 4001, n_prompt=1, answer_start=2, stop=4001)
+    ours, theirs = logits(0, n=4000, n_vocab=1000), logits(1, n=4000, n_vocab=1000)
+    tracemalloc.start()
+    score_passage(passage, [ours], [theirs])
+    _, peak_nbytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_nbytes < 14e6
+
+
+@pytest.mark.parametrize(("n_elements", "threads"), [(12, 3), (30, 2), (1 << 19, 4)])
+def test_slices_and_threads_do_not_matter(
+    n_elements: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches slices that threads bring back in another order, and tokens taken for others."""
+    rows = scored_rows(PASSAGE)
+    whole = score(PASSAGE, [logits(0)], [logits(1)])
+    monkeypatch.setattr(divergence, "MAX_SLICE_ELEMENTS", n_elements)
+    streams = (list(rows_between([logits(seed)], *rows)) for seed in (0, 1))
+    sliced = score_passage(PASSAGE, *streams, threads=threads)
+    for name in ("kl_nats", "nll_nats", "reference_nll_nats", "same_top", "is_answer"):
+        assert (getattr(whole, name) == getattr(sliced, name)).all()
 
 
 def test_standard_error_is_clustered() -> None:

@@ -32,15 +32,32 @@ def test_logits_equal_transformers(
     monkeypatch.setattr(reference, "MAX_CHUNK_ELEMENTS", 2 * 320)
     with Checkpoint.open(folder) as checkpoint:
         finished = final_hidden_states(checkpoint, PASSAGES, batch_tokens=8)
-        for i, ids in enumerate(PASSAGES):
-            with torch.no_grad():
-                expected = model(torch.tensor([ids])).logits[0].numpy()
-            chunks = list(finished.logits(i))
-            assert all(len(chunk) <= 2 for chunk in chunks)
-            np.testing.assert_allclose(np.concatenate(chunks), expected, rtol=0, atol=2e-3)
-            if len(ids) > 2:
-                part = np.concatenate(list(finished.logits(i, 1, len(ids) - 1)))
-                np.testing.assert_allclose(part, expected[1:-1], rtol=0, atol=2e-3)
+        spans = [(i, 0, len(ids)) for i, ids in enumerate(PASSAGES)]
+        parts = [(0, 1, 6), (3, 2, 3), (1, 0, 2)]
+        found = [list(rows) for rows in finished.logits(spans + parts)]
+    for (i, start, stop), chunks in zip(spans + parts, found, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([PASSAGES[i]])).logits[0, start:stop].numpy()
+        assert all(len(chunk) <= 2 for chunk in chunks)
+        np.testing.assert_allclose(np.concatenate(chunks), expected, rtol=0, atol=2e-3)
+
+
+def test_rows_that_nobody_takes_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a passage that is scored against what was left of the one before it."""
+    folder = write_checkpoint(tmp_path / "model", config={"num_hidden_layers": 1})
+    monkeypatch.setattr(reference, "MAX_CHUNK_ELEMENTS", 3 * 320)
+    with Checkpoint.open(folder) as checkpoint:
+        finished = final_hidden_states(checkpoint, PASSAGES)
+        spans = [(i, 0, len(ids)) for i, ids in enumerate(PASSAGES)]
+        whole = [list(rows) for rows in finished.logits(spans)]
+        firsts = []
+        for rows in finished.logits(spans):
+            firsts.append(next(rows))
+            rows.close()
+    for chunks, first in zip(whole, firsts, strict=True):
+        np.testing.assert_array_equal(first, chunks[0])
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 1000])
