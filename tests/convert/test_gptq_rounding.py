@@ -80,13 +80,13 @@ def test_no_code_alone_errs_less_after_refining(quant_type: QuantType) -> None:
     """
     weight, hessian, _ = problem(2)
     before = rounded(weight, quant_type, hessian)
-    after = refine_codes(weight, before, quant_type, hessian=hessian, damp=0.02, n_sweeps=40)
+    after = refine_codes(weight, before, quant_type, hessian=hessian, damp=0.5, n_sweeps=40)
     width = block_size(quant_type)
     rows = [one.reshape(-1, row_nbytes(quant_type, width)) for one in (before, after)]
     codes = [read_codes(one, quant_type) for one in rows]
     np.testing.assert_array_equal(replace_codes(rows[0], codes[1], quant_type), rows[1])
 
-    damped = hessian + 0.02 * hessian.diagonal().mean() * torch.eye(512, dtype=torch.float64)
+    damped = hessian + 0.5 * hessian.diagonal().mean() * torch.eye(512, dtype=torch.float64)
     errors = [
         weight - torch.from_numpy(decode_rows(one, quant_type, 512)).double()
         for one in (before, after)
@@ -98,7 +98,7 @@ def test_no_code_alone_errs_less_after_refining(quant_type: QuantType) -> None:
     values = values.reshape(len(values), 2, 512)  # (n_codes, n_out, n_in)
     moves = torch.from_numpy(values).double() - (weight - errors[1])
     gains = 2 * moves * (errors[1] @ damped) - moves.square() * damped.diagonal()
-    assert float(gains.max()) < 1e-3 * float(losses[1].min())
+    assert float(gains.max()) < 1e-5 * float(losses[1].min())
 
 
 def test_a_diagonal_hessian_changes_little() -> None:
