@@ -1,13 +1,15 @@
 """Our one pass against the usual two: a BF16 file, then llama.cpp's quantizer for each type.
 
 `make bench-convert` runs both in turn on one synthetic checkpoint with QwQ-32B's row lengths, as
-whole processes with the same number of threads, from start to end: ours reads back and checks what
-it wrote, theirs does not. Their BF16 file is written by the least code that can write one. Each
-ratio is the median over the pairs of runs.
+whole processes with the same number of threads, from start to end: ours brings what it wrote to the
+disk, reads it back and checks it, theirs does not. With `--sync` theirs, too, brings each file to
+the disk, which a model larger than the memory would force it to. Their BF16 file is written by the
+least code that can write one. Each ratio is the median over the pairs of runs.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -33,12 +35,15 @@ TOKENIZER_SOURCE = ROOT / "quant_eval" / "nano" / "checkpoint"
 N_WEIGHTS_AT_ONCE = 1 << 22
 
 QUANTIZE = """
-import ctypes, sys
+import ctypes, os, sys
 import llama_cpp
-source, out, file_type, threads = sys.argv[1:]
+source, out, file_type, threads, sync = sys.argv[1:]
 settings = llama_cpp.llama_model_quantize_default_params()
 settings.ftype, settings.nthread = int(file_type), int(threads)
-sys.exit(llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(settings)))
+status = llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(settings))
+if sync == "sync":
+    os.fsync(os.open(out, os.O_RDWR))
+sys.exit(status)
 """
 
 
@@ -85,7 +90,7 @@ def write_checkpoint(folder: Path, *, n_layers: int, intermediate_size: int) -> 
                 file.write((values.view(np.uint32) >> 16).astype("<u2").data)
 
 
-def write_bf16_file(source: Path, path: Path) -> None:
+def write_bf16_file(source: Path, path: Path, *, sync: bool) -> None:
     """Header, then every tensor as it lies in the shard, vectors widened to float32."""
     with Checkpoint.open(source) as checkpoint:
         plan = plan_file(checkpoint, find_recipe("BF16"), path)
@@ -99,6 +104,9 @@ def write_bf16_file(source: Path, path: Path) -> None:
                     for start in range(0, tensor.nbytes, 1 << 23):
                         file.write(shard.read(min(1 << 23, tensor.nbytes - start)))
                 file.write(bytes(-tensor.nbytes % ALIGNMENT))
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def run(commands: Sequence[Sequence[str]], out: Path) -> Route:
@@ -124,14 +132,19 @@ def our_route(source: Path, types: Sequence[str], threads: int, *, libggml: bool
     return run([command], WORK / "ours")
 
 
-def their_route(source: Path, types: Sequence[str], threads: int, python: str) -> Route:
+def their_route(
+    source: Path, types: Sequence[str], threads: int, *, python: str, sync: bool
+) -> Route:
     out = WORK / "theirs"
     bf16_path = out / "bf16.gguf"
     commands = [[sys.executable, __file__, "--write-bf16", str(source), str(bf16_path)]]
+    if sync:
+        commands[0].append("--sync")
     for name in types:
         file_type = str(int(find_recipe(name).file_type))
         paths = (str(bf16_path), str(out / f"{name}.gguf"))
-        commands.append([python, "-c", QUANTIZE, *paths, file_type, str(threads)])
+        settings = (file_type, str(threads), "sync" if sync else "")
+        commands.append([python, "-c", QUANTIZE, *paths, *settings])
     return run(commands, out)
 
 
@@ -141,7 +154,7 @@ def compare(source: Path, types: Sequence[str], arguments: argparse.Namespace) -
     costs = [
         (
             our_route(source, types, threads, libggml=arguments.libggml),
-            their_route(source, types, threads, arguments.python),
+            their_route(source, types, threads, python=arguments.python, sync=arguments.sync),
         )
         for _ in range(pairs)
     ]
@@ -172,10 +185,11 @@ def main() -> None:
     parser.add_argument("--types", action="append", help="comma between types of one pass")
     parser.add_argument("--libggml", action="store_true", help="none of our own encoders")
     parser.add_argument("--python", default=sys.executable, help="another build's, for theirs")
+    parser.add_argument("--sync", action="store_true", help="their files reach the disk too")
     parser.add_argument("--write-bf16", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write_bf16:
-        write_bf16_file(*arguments.write_bf16)
+        write_bf16_file(*arguments.write_bf16, sync=arguments.sync)
         return
     source = WORK / f"checkpoint-{arguments.layers}-{arguments.intermediate_size}"
     if not source.exists():

@@ -38,8 +38,8 @@ def test_nothing_heavy_is_imported() -> None:
     """Would catch an import that makes `qwq --help` slow."""
     program = (
         "import sys, qwq_local.cli, qwq_local; "
-        "print({'numpy', 'torch', 'transformers', 'llama_cpp', 'jinja2', 'gguf', 'psutil'}"
-        " & {*sys.modules})"
+        "print({'numpy', 'torch', 'transformers', 'llama_cpp', 'jinja2', 'gguf', 'psutil', "
+        "'pydantic', 'qwq_local.model'} & {*sys.modules})"
     )
     output = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
