@@ -1,12 +1,12 @@
 """Several clients at once, ours against llama-cpp-python's server on the same file.
 
-    python benchmarks/serving.py [--rounds 3] [--tokens 48] [--threads 1]
+    python benchmarks/serving.py [--rounds 3] [--tokens 48] [--threads 1] [-m FILE]
 
-Serves a Qwen2 file of random weights whose token takes at least 10 ms of a core, made in a
-temporary folder, with 8 replies at once here and as it comes there (one reply at a time). Prints
-tokens/s of 1, 4 and 8 clients together, and the time to the first token of a second turn where 4
-conversations take turns. Both servers run all the time and are asked in turn; ratios are of
-medians, by the clock and by the processor time of the server's processes.
+Serves nano-qwq, and a Qwen2 file of random weights whose token takes at least 10 ms of a core, both
+made in a temporary folder, or FILE instead; with 8 replies at once here and as it comes there (one
+reply at a time). Prints tokens/s of 1, 4 and 8 clients together, and the time to the first token of
+a second turn where 4 conversations take turns. Both servers run all the time and are asked in turn;
+ratios are of medians, by the clock and by the processor time of the server's processes.
 
 llama-cpp-python's server needs packages that the project does not; they are installed beside it:
 
@@ -37,7 +37,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.runtime import CONFIG, export
+from benchmarks.runtime import CONFIG, NANO, export
 from tests.synthetic import write_checkpoint
 
 PACKAGES = Path("build/llama-server")
@@ -70,11 +70,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each side is asked")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of a reply")
     parser.add_argument("--threads", type=int, default=1, help="threads of each server")
+    parser.add_argument("-m", "--model", type=Path, help="a GGUF file to serve instead")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        print("making a model ...", file=sys.stderr)
-        checkpoint = write_checkpoint(Path(folder) / "model", config=CONFIG)
-        model = export(checkpoint, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        models = [options.model] if options.model else made_in(Path(folder))
+        for model in models:
+            print(f"\n{model.name}, {model.stat().st_size / 1e6:.1f} MB")
+            compare(model, options)
+
+
+def made_in(folder: Path) -> list[Path]:
+    print("making models ...", file=sys.stderr)
+    return [export(NANO, folder), export(write_checkpoint(folder / "model", config=CONFIG), folder)]
+
+
+def compare(model: Path, options: argparse.Namespace) -> None:
+    """All measurements on one file."""
+    with ExitStack() as running:
         sides = [running.enter_context(ours(model, options.threads))]
         if have_packages():
             sides.append(running.enter_context(theirs(model, options.threads)))

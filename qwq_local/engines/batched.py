@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from convert.errors import EngineError, QwqError
 from convert.gguf_header import GgufHeader
-from qwq_local.engine import EngineSettings, Generation, OnProgress
+from qwq_local.engine import EngineSettings, Generation, OnProgress, shared_prefix
 from qwq_local.engines.gguf import (
     PREFILL_SHARE,
     ChainSampler,
@@ -24,6 +24,7 @@ from qwq_local.engines.gguf import (
     explain,
 )
 from qwq_local.engines.loop import PREFILL_BATCH, REUSE_UNIT, EngineLoop, Sampler
+from qwq_local.engines.speculation import Drafting
 from qwq_local.rope import Yarn
 from qwq_local.sampling import Sampling
 
@@ -41,7 +42,8 @@ class BatchedEngine(GgufEngine):
     Replies that overlap in time, each read in a thread of its own, are decoded together; more of
     them than there are sequences take turns. A batch's size moves logits by a rounding error, so
     a reply may differ from the one made alone where two tokens are equally likely within it.
-    What any sequence holds of a prompt's beginning serves all of them, without a copy.
+    What any sequence holds of a prompt's beginning serves all of them, by a copy. Each has a
+    stream of its own in the kv_cache, so that a row's attention looks at its own reply alone.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class BatchedEngine(GgufEngine):
         params = super()._context_params(rope)
         params.n_ctx *= self.n_parallel
         params.n_seq_max = self.n_parallel
-        params.kv_unified = True
+        params.kv_unified = False
         params.n_batch = params.n_ubatch = batch_size(self.n_parallel)
         params.n_outputs_max = self.n_rows
         return params
@@ -174,9 +176,10 @@ class Batch:
         self._engine = engine
         self._changed = threading.Condition()
         self._is_busy = False
+        self._n_before = 0  # so many are to be alone before the next batch
         self._last_s = 0.0  # what the last batch took
         self._pieces: list[_Piece] = []
-        self._expected: set[int] = set()  # slots that were in the last batch, and will come back
+        self._expected: set[int] = set()  # slots that begin, or were in the last batch: they come
         n, llama = engine.n_batch, engine.llama
         self._tokens = (llama.llama_token * n)()
         self._positions = (llama.llama_pos * n)()
@@ -197,13 +200,18 @@ class Batch:
             self._expected.discard(slot_index)
             self._changed.notify_all()
             while piece.result is None:
-                if self._is_busy:
+                if self._is_busy or self._n_before:
                     self._changed.wait()
                 else:
                     self._lead()
         if isinstance(piece.result, QwqError):
             raise piece.result
         return piece.result
+
+    def expect(self, slot_index: int) -> None:
+        """Let the next batch wait for a slot that begins, within the grace."""
+        with self._changed:
+            self._expected.add(slot_index)
 
     def leave(self, slot_index: int) -> None:
         """Wait no longer for a slot whose reply has ended."""
@@ -213,9 +221,11 @@ class Batch:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While nothing is read."""
+        """While nothing is read: between two batches, however many wait for the next."""
         with self._changed:
+            self._n_before += 1
             self._changed.wait_for(lambda: not self._is_busy)
+            self._n_before -= 1
             self._is_busy = True
         try:
             yield
@@ -336,6 +346,11 @@ class Slot(EngineLoop):
         return max(n_shared, self._stashed(ids, rope, n_shared)[0])
 
     def _begin(self, sequence: list[int], rope: Yarn | None) -> None:
+        self._turn_to(sequence, rope)
+        self._batch.expect(self.index)
+
+    def _turn_to(self, sequence: list[int], rope: Yarn | None) -> None:
+        """With as much of it as this sequence has, or the stash, or a neighbour."""
         n_own = self.n_cached(sequence, rope=rope)
         donor = max(self.neighbours, key=lambda slot: slot._n_shared(sequence, rope), default=self)
         if donor._n_shared(sequence, rope) < n_own + REUSE_UNIT:
@@ -347,8 +362,31 @@ class Slot(EngineLoop):
             n = donor._n_shared(sequence, rope)
             llama = self._engine.llama
             memory = llama.llama_get_memory(self._engine.open_context())
-            llama.llama_memory_seq_cp(memory, donor.index, self.index, 0, n)
+            llama.llama_memory_seq_cp(memory, donor.index, self.index, -1, -1)
+            self._engine.trim_sequence(self.index, n)
         self._n_filled = self._n_reusable = n
+
+    def _n_shared(self, sequence: Sequence[int], rope: Yarn | None) -> int:
+        """Tails of prompts too, cut anywhere: what a batch rounds depends on the others in it."""
+        if rope != self._rope:
+            return 0
+        n = shared_prefix(self._sequence[: self._n_reusable], sequence)
+        return min(n, len(sequence) - 1)
+
+    def _hold(
+        self, sequence: list[int], rope: Yarn | None, drafting: Drafting | None = None
+    ) -> None:
+        is_new = self._sequence is not sequence
+        super()._hold(sequence, rope, drafting)
+        if is_new:
+            self._n_reusable = self._n_filled
+
+    def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
+        """In whole units, as an engine for one reply will have it."""
+        with self._lock:
+            self._begin(list(ids), rope)
+            self._cut(self._n_filled // REUSE_UNIT * REUSE_UNIT)
+            return self._n_filled.to_bytes(8, "little") + self._export()
 
     def _set_rope(self, rope: Yarn | None) -> None:
         raise QwqError(

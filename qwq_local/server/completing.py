@@ -4,17 +4,19 @@ import codecs
 import dataclasses
 import itertools
 import json
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwq_local import Answer, ContextError, Done, QwQ, Stream, Timings, Usage
-from qwq_local.engine import OnProgress
+from qwq_local.engine import Engine, OnProgress
 from qwq_local.reply import Event, Reply, StopFilter, TokenLogprob
 from qwq_local.respond import logprob_of
+from qwq_local.rope import Yarn
 from qwq_local.sampling import choose_seed
-from qwq_local.scored import ScoredId
+from qwq_local.scored import ScoredId, score
 from qwq_local.server.asking import refuse, sampling_of, seed_of, stops_of
 from qwq_local.server.chat_wire import Heading, done_of, finish_reason_of, usage_of
 from qwq_local.server.errors import ApiError
@@ -26,13 +28,14 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What follows a text. sampling: changes to the model's own."""
+    """What follows a text, after the text itself if echo. sampling: changes to the model's own."""
 
     prompt: str
     sampling: Mapping[str, Any]
     seed: int | None
     max_tokens: int
     stop: tuple[str, ...]
+    echo: bool = False
 
     def ask(self, qwq: QwQ, on_progress: OnProgress) -> Stream:
         return Stream(lambda control: self._events(qwq, on_progress, control))
@@ -41,14 +44,17 @@ class Continuation:
         """Raises ContextError where the prompt leaves no room, QwqError where the engine fails."""
         engine, plan = qwq.engine, qwq.engine.rope_plan
         ids = engine.tokenize(self.prompt, parse_special=True)
-        room = min(self.max_tokens, plan.context_length - len(ids))
-        if room < 1 or not ids:
+        n_free = plan.context_length - len(ids)
+        room = min(self.max_tokens, n_free)
+        if n_free < 1 or not ids:
             raise ContextError(
                 f"prompt: {len(ids):,} tokens, and there must be 1 at least and a free one in a "
                 f"context of {plan.context_length:,}; change it"
             )
         rope = plan.rope_for(len(ids) + room)
         started = time.perf_counter()
+        if self.echo:
+            yield from self._prompt_itself(engine, ids, rope)
         n_cached = engine.n_cached(ids, rope=rope)
         stop_ids = qwq.description.stop_ids
         finish_reason = "length"
@@ -96,18 +102,31 @@ class Continuation:
             Timings(n_cached, len(ids) - n_cached, first - started, len(times), last - first),
         )
 
+    def _prompt_itself(self, engine: Engine, ids: list[int], rope: Yarn | None) -> Iterator[Event]:
+        """With how likely each id was after those before it, where logprobs are asked for."""
+        n_top = self.sampling["top_logprobs"]
+        if n_top is not None:
+            yield TokenLogprob(engine.token_bytes(ids[0]), math.nan, (), in_thought=False)
+            rows = (row for rows in engine.logits(ids, rope=rope) for row in rows)
+            for token_id, row in zip(ids[1:], rows, strict=False):
+                scored = score(token_id, row, n_top)
+                piece = engine.token_bytes(token_id)
+                yield logprob_of(engine, scored, piece, in_thought=False)
+        yield Answer(self.prompt)
+
 
 def continuations_of(body: CompletionRequest) -> list[Continuation]:
     """One for each choice of each prompt. Raises ApiError, UsageError."""
-    refuse({name: getattr(body, name) for name in ("echo", "suffix")})
+    refuse({"suffix": body.suffix})
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     return [
         Continuation(
             prompt,
             sampling_of(body, body.logprobs),
             seed_of(body, choice),
-            body.max_tokens or DEFAULT_MAX_TOKENS,
+            DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             stops_of(body),
+            bool(body.echo),
         )
         for prompt in prompts
         for choice in range(body.n or 1)
@@ -183,7 +202,7 @@ def _choice(
     lengths = itertools.accumulate(map(len, tokens[:-1]), initial=offset)
     told = {
         "tokens": tokens,
-        "token_logprobs": [one.logprob for one in logprobs],
+        "token_logprobs": [None if math.isnan(one.logprob) else one.logprob for one in logprobs],
         "top_logprobs": [{_text(token): value for token, value in one.top} for one in logprobs],
         "text_offset": list(lengths),
     }

@@ -302,6 +302,7 @@ class CompletionRequest(Sampled):
     """Plain text to go on from, special tokens included; no template is laid around it."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+    max_tokens: Budget = None  # 0 with echo: how likely a text is
     echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = None

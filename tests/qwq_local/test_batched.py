@@ -14,15 +14,20 @@ import pytest
 from convert.errors import EngineError, QwqError, UsageError
 from convert.gguf_header import read_header
 from qwq_local import QwQ, Sampling
-from qwq_local.engine import EngineSettings
+from qwq_local.engine import EngineSettings, shared_prefix
 from qwq_local.engines import batched
 from qwq_local.engines.batched import BatchedEngine, _Piece
 from qwq_local.engines.gguf import GgufEngine, plan_gguf
 from qwq_local.engines.isolated import IsolatedEngine
-from qwq_local.engines.loop import REUSE_UNIT
 from qwq_local.rope import NATIVE_LENGTH
 from tests.qwq_local.conftest import NANO
-from tests.qwq_local.test_engines import GREEDY, greedy, ids_of, root_mean_square
+from tests.qwq_local.test_engines import (
+    GREEDY,
+    greedy,
+    ids_of,
+    n_same_but_for_rounding,
+    root_mean_square,
+)
 
 QUESTIONS = ("Which is larger, 9.9 or 9.11?", "What is 478 + 356?", "Is 7 > 8?", "What is 12 + 7?")
 N = len(QUESTIONS)
@@ -74,12 +79,7 @@ def test_replies_made_together_are_those_made_alone(
     assert max(len(batch) for batch in batches) == N
     n_alike = 0
     for ids, ours, theirs in zip(prompts, made, expected, strict=True):
-        n_same = next((i for i in range(n_tokens) if ours[i] != theirs[i]), n_tokens)
-        n_alike += n_same
-        if n_same < n_tokens:
-            row = list(gguf_qwq.engine.logits(ids + theirs[:n_same]))[-1][-1]
-            assert {ours[n_same], theirs[n_same]} == set(row.argsort()[-2:])
-            assert np.ptp(np.sort(row)[-2:]) < 0.02 * row.std()
+        n_alike += n_same_but_for_rounding(gguf_qwq, ids, ours, theirs)
     assert n_alike > N * n_tokens // 3
 
 
@@ -109,6 +109,21 @@ def test_replies_stay_together(
     together(*[lambda prompt=prompt: read(prompt) for prompt in prompts])
     sizes = [len(batch) for batch in batches]
     assert sizes[sizes.index(2) :][:8] == [2] * 8
+
+
+def test_those_who_begin_together_are_read_together(
+    batched_qwq: QwQ, batches: list[list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a batch that goes ahead with the first of them while the others turn round."""
+    monkeypatch.setattr(batched, "GRACE_S", 60)
+    batch = engine_of(batched_qwq)._batch
+    prompts = [ids_of(batched_qwq, text)[:9] for text in QUESTIONS]
+    with ThreadPoolExecutor(N) as threads, batch.alone():
+        for ids in prompts:
+            threads.submit(greedy, batched_qwq, ids, 1)
+        while batch._n_before < N:
+            threading.Event().wait(0.01)
+    assert [sorted(slot for slot, _ in one) for one in batches] == [list(range(N))]
 
 
 def test_logits_read_together_are_those_read_alone(gguf_qwq: QwQ, batched_qwq: QwQ) -> None:
@@ -235,13 +250,18 @@ def test_what_one_has_read_serves_all(
     prompts = [shared + ids_of(batched_qwq, text) for text in QUESTIONS]
     expected = [greedy(gguf_qwq, ids, 12) for ids in prompts]
     assert greedy(batched_qwq, prompts[0], 12) == expected[0]
-    for ids in prompts[1:]:
-        assert engine.n_cached(ids) == len(shared) // REUSE_UNIT * REUSE_UNIT
+    n_known = [len(prompts[0]) - 1, *[shared_prefix(prompts[0], ids) for ids in prompts[1:]]]
+    assert [engine.n_cached(ids) for ids in prompts] == n_known
     batches.clear()
-    assert [greedy(batched_qwq, ids, 12) for ids in prompts] == expected
+    made = [greedy(batched_qwq, ids, 12) for ids in prompts]
     n_read = sum(n for batch in batches for _, n in batch)
-    assert n_read < N * (2 * REUSE_UNIT + 12)
-    assert engine.n_cached(prompts[0]) == (len(prompts[0]) - 1) // REUSE_UNIT * REUSE_UNIT
+    assert n_read <= sum(map(len, prompts)) - sum(n_known) + N * 12
+    n_alike = [
+        n_same_but_for_rounding(gguf_qwq, ids, ours, theirs)
+        for ids, ours, theirs in zip(prompts, made, expected, strict=True)
+    ]
+    assert sum(n_alike) > 0.75 * N * 12
+    assert all(engine.n_cached(ids) >= len(shared) for ids in prompts)
 
 
 def test_more_replies_than_places_take_turns(batched_qwq: QwQ) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
+import numpy as np
 import openai
 import pytest
 
+from qwq_local import QwQ
 from tests.fakes import FakeEngine
 from tests.qwq_local.server.running import QUESTION, THOUGHT, Repeating, Running, fake_qwq, running
 
@@ -213,8 +215,18 @@ def test_plain_text_is_cut_at_its_length(server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="context") as caught:
         completions.create(model="any", prompt="x" * 5000)
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="echo"):
-        completions.create(model="any", prompt="x", echo=True)
+    with pytest.raises(openai.BadRequestError, match="suffix"):
+        completions.create(model="any", prompt="x", suffix="y")
+
+
+def test_a_text_is_echoed(server: Running) -> None:
+    """Before what follows it, whatever the stop texts are; streamed too."""
+    completions = server.openai().completions
+    body = {"model": "any", "prompt": "go: 9", "echo": True, "max_tokens": 3, "stop": ["go"]}
+    reply = completions.create(**body)
+    assert (reply.choices[0].text, reply.usage.completion_tokens) == ("go: 99>1", 3)
+    chunks = completions.create(**body, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "go: 99>1"
 
 
 def test_nano_goes_on_from_plain_text(nano_server: Running) -> None:
@@ -222,3 +234,23 @@ def test_nano_goes_on_from_plain_text(nano_server: Running) -> None:
     reply = nano_server.openai().completions.create(model="any", prompt=prompt, max_tokens=20)
     assert reply.choices[0].text
     assert reply.usage.prompt_tokens > 10
+
+
+def test_how_likely_a_text_is(nano_server: Running, gguf_qwq: QwQ) -> None:
+    """As the model's own logits say; nothing is added to the text."""
+    prompt = "<|im_start|>user\nWhat is 417 + 58?<|im_end|>\n"
+    completions = nano_server.openai().completions
+    body = {"model": "any", "prompt": prompt, "echo": True, "max_tokens": 0, "logprobs": 2}
+    choice = completions.create(**body).choices[0]
+    assert choice.text == prompt
+    engine = gguf_qwq.engine
+    ids = engine.tokenize(prompt, parse_special=True)
+    logits = np.concatenate(list(engine.logits(ids))).astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = [logprobs[i, token_id] for i, token_id in enumerate(ids[1:])]
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+    assert "".join(choice.logprobs.tokens) == prompt
+    assert [prompt[i] for i in choice.logprobs.text_offset] == [
+        t[0] for t in choice.logprobs.tokens
+    ]
