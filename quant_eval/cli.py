@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convert.errors import UsageError
+from quant_eval.compare_cli import compare
 from quant_eval.layers_cli import layers
 from quant_eval.options import (
     AsJson,
@@ -24,7 +25,7 @@ from quant_eval.options import (
 )
 from quant_eval.run_cli import evaluate, run
 from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
-from quant_eval.verdict_cli import baseline, compare, gate, parity, reference
+from quant_eval.verdict_cli import baseline, gate, parity, reference
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -125,6 +125,33 @@ Needles = Annotated[
         show_default=False,
     ),
 ]
+Files = Annotated[
+    list[Path] | None, typer.Argument(help="GGUF files and GPTQ folders.", show_default=False)
+]
+FileReference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        help="The checkpoint that the files were made from: folder or repository.",
+        show_default=False,
+    ),
+]
+BaseUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="OpenAI-compatible server to ask the tasks of, as in "
+        "http://localhost:8000/v1#NAME; again for more. What it replied is kept under this "
+        "address in --out.",
+        show_default=False,
+    ),
+]
+AtOnce = Annotated[int, typer.Option(min=1, help="Replies that a server makes at a time.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--out", help="Folder that keeps what was measured, so that it is not done twice."
+    ),
+]
 
 
 def settings_for(

@@ -314,13 +314,22 @@ def _counter(checkpoint: Checkpoint) -> Callable[[str], int]:
 
 
 def measure_servers(
-    servers: Sequence[Server], manifest: Manifest, ask: Ask, *, on_progress: Progress
+    servers: Sequence[Server],
+    manifest: Manifest,
+    ask: Ask,
+    *,
+    checkpoint: Checkpoint | None = None,
+    on_progress: Progress,
 ) -> tuple[list["Measured"], list[QwqError]]:
-    """Ask servers the problems alone, as `measure` does files."""
+    """Ask servers the problems alone, as `measure` does files.
+
+    checkpoint: of the files that they are held against, whose tokenizer counts for needles.
+    """
     from quant_eval import suite
     from quant_eval.measurement import measure_server
 
-    problems = suite.choose_problems(ask.settings, ask.tasks)
+    count = suite.rough_count if checkpoint is None else _counter(checkpoint)
+    problems = suite.choose_problems(ask.settings, ask.tasks, count)
     nothing = EvaluationTokens((), (), "")
     exam = suite.Exam(nothing, None, problems, ask.settings, digest("server"))
     measured: list[Measured] = []

@@ -10,6 +10,10 @@ import typer
 from convert.errors import QwqError, UsageError
 from quant_eval.options import (
     AsJson,
+    AtOnce,
+    BaseUrl,
+    FileReference,
+    Files,
     MaxTokens,
     Needles,
     Problems,
@@ -38,27 +42,11 @@ if TYPE_CHECKING:
 
 
 def run(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="GGUF files and GPTQ folders.", show_default=False)
-    ] = None,
+    files: Files = None,
     *,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="The checkpoint that the files were made from: folder or repository.",
-            show_default=False,
-        ),
-    ] = None,
-    base_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="OpenAI-compatible server to ask the tasks of, as in "
-            "http://localhost:8000/v1#NAME; again for more. What it replied is kept under this "
-            "address in --out.",
-            show_default=False,
-        ),
-    ] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Replies that a server makes at a time.")] = 8,
+    reference: FileReference = None,
+    base_url: BaseUrl = None,
+    at_once: AtOnce = 8,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A little of everything, within a minute for nano-qwq.")
     ] = False,
@@ -181,7 +169,7 @@ def evaluate(
                 except QwqError as error:
                     failures.append(error)
         replied, unreached = pipeline.measure_servers(
-            servers, manifest, ask, on_progress=on_progress
+            servers, manifest, ask, checkpoint=checkpoint, on_progress=on_progress
         )
     measured, failures = measured + replied, failures + unreached
     if measured:

@@ -1,7 +1,7 @@
-"""`qwq eval compare`, `gate`, `baseline`, `parity` and `reference`."""
+"""`qwq eval gate`, `baseline`, `parity` and `reference`."""
 
 import json
-import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +17,7 @@ from quant_eval.options import (
     AsJson,
     MaxTokens,
     Needles,
+    Out,
     Problems,
     Quiet,
     ReferenceOption,
@@ -31,7 +32,7 @@ from quant_eval.options import (
     Tokens,
     settings_for,
 )
-from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+from quant_eval.terminal import hush_libraries, progress, stderr_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,108 +41,6 @@ if TYPE_CHECKING:
     from quant_eval.gate import Check
     from quant_eval.measurement import Measured
     from quant_eval.pipeline import Ask
-
-CONFIDENCE = 0.95
-
-Out = Annotated[
-    Path,
-    typer.Option(
-        "-o", "--out", help="Folder that keeps what was measured, so that it is not done twice."
-    ),
-]
-
-
-def compare(
-    first: Annotated[Path, typer.Argument(help="GGUF file or GPTQ folder.")],
-    second: Annotated[Path, typer.Argument(help="What is held against it.")],
-    *,
-    reference: ReferenceOption,
-    states: States = None,
-    out: Out = Path("evaluation"),
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    text: Text = None,
-    tokens: Tokens = None,
-    problems: Problems = None,
-    tasks: TaskFiles = None,
-    task_problems: TaskProblems = None,
-    needles: Needles = None,
-    replies: Replies = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    reply_seed: ReplySeed = None,
-) -> None:
-    """Show how two files differ: paired differences with 95 % confidence intervals."""
-    from quant_eval.metrics import metrics_among, samples_of, tails_of
-    from quant_eval.paired import paired_difference
-    from quant_eval.pipeline import Ask
-
-    console = stderr_console(quiet=quiet)
-    with _opened(reference) as (checkpoint, n_threads):
-        settings = settings_for(
-            checkpoint,
-            tasks,
-            needles,
-            n_tokens=tokens,
-            n_problems=problems,
-            n_task_problems=task_problems,
-            n_replies=replies,
-            max_tokens=max_tokens,
-            seed=seed,
-            reply_seed=reply_seed,
-        )
-        ask = Ask(settings, text, states, tuple(tasks or ()))
-        threads = threads or n_threads
-        a, b = _measured(checkpoint, [first, second], out, ask, threads, console)
-    tails = tails_of(a)
-    before, after = samples_of(a, tails), samples_of(b, tails)
-    rows = []
-    for name, metric in metrics_among(before.keys() & after.keys()).items():
-        difference = paired_difference(before[name], after[name], of_shares=metric.of_replies)
-        means = before[name].mean, after[name].mean
-        if difference is None or means[0] is None or means[1] is None:
-            continue
-        low, high = difference.interval(CONFIDENCE)
-        worse, better = (high < 0, low > 0) if metric.more_is_better else (low > 0, high < 0)
-        rows.append(
-            {
-                "name": name,
-                "title": metric.title,
-                "first": means[0].value,
-                "second": means[1].value,
-                "difference": difference.value,
-                "low": low if math.isfinite(low) else None,
-                "high": high if math.isfinite(high) else None,
-                "n": difference.n,
-                "verdict": "worse" if worse else "better" if better else "",
-            }
-        )
-    if as_json:
-        typer.echo(json.dumps({"confidence": CONFIDENCE, "differences": rows}, indent=2))
-    else:
-        _print_differences(rows, first, second)
-
-
-def _print_differences(rows: Sequence[dict[str, object]], first: Path, second: Path) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=f"{second.name} against {first.name}",
-        caption="paired by passage and problem, 95 % confidence intervals of the difference",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("")
-    for title in ("first", "second", "difference", "from", "to", "n"):
-        table.add_column(title, justify="right")
-    table.add_column("second is")
-    for row in rows:
-        numbers = (row[key] for key in ("first", "second", "difference", "low", "high"))
-        cells = ("" if number is None else f"{number:.4g}" for number in numbers)
-        table.add_row(str(row["title"]), *cells, str(row["n"]), str(row["verdict"]))
-    stdout_console().print(table)
 
 
 def gate(
@@ -169,7 +68,8 @@ def gate(
 ) -> None:
     """Exit with 3 where a file is worse than its baseline, and name what regressed.
 
-    It is measured with the baseline's own settings and without a limit of time.
+    It is measured with the baseline's own settings and without a limit of time. A server's model
+    has no gate: its weights and logits cannot be read, and unmeasured is not passed.
     """
     from quant_eval import gate as rules
     from quant_eval.baseline import find_entry, load_baseline
@@ -177,6 +77,11 @@ def gate(
     from quant_eval.metrics import samples_of
     from quant_eval.pipeline import Ask, evaluation_text
 
+    if re.match("https?:/", str(file)):
+        raise UsageError(
+            f"{file}: is a server, whose weights and logits cannot be read, and unmeasured is not "
+            "passed; give the file that it serves, or see `qwq eval compare --base-url`"
+        )
     if baseline is None and not limits:
         raise UsageError("gate: nothing to hold the file against; give --baseline or --limits")
     limit = rules.limit_of(file) if limits else None

@@ -1,7 +1,7 @@
 """Instructions that a rule can check: IFEval's, those that need no other data.
 
-A rule is a function of the reply and of what it is asked to hold, under IFEval's own name. Rules
-that are not here (the language of a reply, sentences) leave a reply without a grade.
+A rule is a function of the reply and of what it is asked to hold, under IFEval's own name. A rule
+that is not here leaves a reply without a grade, and UNGRADED says why.
 Source: Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models".
 """
 
@@ -15,6 +15,10 @@ from quant_eval.tasks.problem import Problem
 Arguments = dict[str, Any]
 Rule = Callable[[str, Arguments], bool]
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_SENTENCE_END = re.compile(r"(\S+?)[.!?]+[\"'”’)\]*]*(?=\s+[^a-z\s]|\s*$)")
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof st jr sr vs etc e.g i.e no fig vol approx gen col capt rev inc ltd".split()
+)
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 _CHOICES = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
@@ -67,6 +71,16 @@ def _letter_frequency(text: str, given: Arguments) -> bool:
 
 def _number_of_words(text: str, given: Arguments) -> bool:
     return _compares(len(re.findall(r"\w+", text)), given["relation"], given["num_words"])
+
+
+def _number_of_sentences(text: str, given: Arguments) -> bool:
+    """A sentence ends with a mark before a blank and no small letter, but not at `Dr.` or `J.`.
+
+    IFEval counts by NLTK's trained splitter, which may count a few texts otherwise.
+    """
+    last_words = (match[1].lower().lstrip("\"'“‘([*") for match in _SENTENCE_END.finditer(text))
+    n = sum(word not in _ABBREVIATIONS and len(word) > 1 for word in last_words)
+    return _compares(n, given["relation"], given["num_sentences"])
 
 
 def _number_of_paragraphs(text: str, given: Arguments) -> bool:
@@ -175,8 +189,17 @@ RULES: dict[str, Rule] = {
     "keywords:letter_frequency": _letter_frequency,
     "length_constraints:nth_paragraph_first_word": _first_word_of_paragraph,
     "length_constraints:number_paragraphs": _number_of_paragraphs,
+    "length_constraints:number_sentences": _number_of_sentences,
     "length_constraints:number_words": _number_of_words,
     "punctuation:no_comma": lambda text, _: "," not in text,
     "startend:end_checker": _ends_with,
     "startend:quotation": _is_quoted,
 }
+UNGRADED = {"language:response_language": "a trained detector of languages would be needed"}
+"""IFEval's rules that are not checked here, and why."""
+
+
+def why_ungraded(problem: Problem) -> str:
+    """Why replies to a problem may stay without a grade; "" where all of its rules are known."""
+    unknown = (name for name, _ in json.loads(problem.expected) if name not in RULES)
+    return "; ".join(f"{name}: {UNGRADED.get(name, 'is no rule of IFEval')}" for name in unknown)

@@ -6,15 +6,18 @@ A record is told by the fields it has; prompts are as QwQ's model card has them.
 import base64
 import binascii
 import json
+import logging
 import pickletools
 import random
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.errors import QwqError
+from quant_eval.benchmarks.instructions import why_ungraded
 from quant_eval.benchmarks.mathematics import last_boxed
 from quant_eval.benchmarks.records import read_records
 from quant_eval.tasks import Problem
@@ -33,6 +36,7 @@ FUNCTION_REQUEST = (
 MAX_TESTS_NBYTES = 1 << 28  # of one problem's tests, unpacked
 
 Fields = Mapping[str, Any]
+_log = logging.getLogger(__name__)
 
 
 def load_problems(path: Path) -> list[Problem]:
@@ -44,7 +48,16 @@ def load_problems(path: Path) -> list[Problem]:
     problems = [_problem(fields, where, name) for fields, where in read_records(path)]
     if not problems:
         raise QwqError(f"{path}: holds no problem; give a benchmark's file")
+    for reason, n in Counter(filter(None, map(_why_ungraded, problems))).items():
+        _log.warning(
+            "%s: %d of %d problems are not graded where their other rules hold (%s)",
+            *(path, n, len(problems), reason),
+        )
     return problems
+
+
+def _why_ungraded(problem: Problem) -> str:
+    return why_ungraded(problem) if problem.kind.startswith("instructions/") else ""
 
 
 def _problem(fields: Fields, where: str, name: str) -> Problem:

@@ -172,11 +172,18 @@ def test_a_pickle_is_read_and_never_loaded(tmp_path: Path, monkeypatch: pytest.M
     assert not Path("burgled").exists()
 
 
-def test_rules_that_are_unknown_grade_nothing(tmp_path: Path) -> None:
-    """Catches a pass by rules that nobody checked; one that is broken fails all the same."""
+def test_rules_that_are_unknown_grade_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a pass by rules that nobody checked; one that is broken fails all the same.
+
+    And rules that are left out without a word.
+    """
     rules = ["punctuation:no_comma", "language:response_language"]
     record = IFEVAL | {"instruction_id_list": rules, "kwargs": [{}, {"language": "hi"}]}
     problem = load_one(tmp_path / "ifeval.jsonl", record)
+    assert "1 of 1 problems" in caplog.text
+    assert "language:response_language: a trained detector" in caplog.text
     assert grade(problem, "fine") is None
     assert grade(problem, "not, fine") is False
     bare = IFEVAL | {"kwargs": [{}, {}]}

@@ -67,6 +67,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "Then.\n\nSecond.",
     ),
     "length_constraints:number_paragraphs": ({"num_paragraphs": 2}, "a\n***\nb", "a\n\nb"),
+    "length_constraints:number_sentences": (
+        {"num_sentences": 3, "relation": "less than"},
+        'Dr. Lee paid 3.50, i.e. too much. "Why?" she asked.',
+        "One. Two! Is it three?",
+    ),
     "length_constraints:number_words": ({"num_words": 3, **THREE}, "one two three", "one two"),
     "punctuation:no_comma": ({}, "none; none", "one, here"),
     "startend:end_checker": ({"end_phrase": "That's all."}, "So that's all.\n", "That's all. Bye."),

@@ -29,11 +29,16 @@ SETTINGS = EvaluationSettings(n_problems=1, max_tokens=200)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def served_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("served") / "nano-qwq-Q8_0.gguf"
     with Checkpoint.open(CHECKPOINT) as checkpoint:
         export_gguf(checkpoint, "Q8_0", path, threads=1)
-    with running(lambda: QwQ.open(path, context=2048, threads=1)) as served:
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(served_file: Path) -> Iterator[Running]:
+    with running(lambda: QwQ.open(served_file, context=2048, threads=1)) as served:
         yield served
 
 
@@ -95,6 +100,39 @@ def test_a_report_of_a_server(
     assert "nothing to measure" in capsys.readouterr().err
     assert run(monkeypatch, "run", "a.gguf") == 2
     assert "give --reference" in capsys.readouterr().err
+
+
+def test_a_server_is_compared_by_its_tasks(
+    server: Running,
+    served_file: Path,
+    gsm8k: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches problems that are not the same on both sides, and a KL made up for a server.
+
+    A server of the file itself makes the same replies with the same seeds.
+    """
+    url = ("--base-url", f"{server.url}/v1")
+    few = ("--problems", "1", "--task", gsm8k, "--task-problems", "3", "--max-tokens", "200")
+    options = (*few, "--reference", CHECKPOINT, "--tokens", "50", "-o", tmp_path / "out")
+    assert run(monkeypatch, "compare", served_file, *url, *options, "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["differences"]}
+    assert not {"kl", "nll", "top1"} & rows.keys()
+    assert (rows["solved"]["n"], rows["solved_mathematics/gsm8k"]["n"]) == (10, 3)
+    assert {row["difference"] for row in rows.values()} == {0.0}
+    assert run(monkeypatch, "compare", *url, *url, *few, "-o", tmp_path / "out") == 0
+    assert "solved: mathematics/gsm8k" in capsys.readouterr().out
+    for arguments, words in (
+        ((served_file, *options), "1 files and 0 servers"),
+        ((served_file, *url), "give --reference"),
+        ((*url, *url, "--problems", "0", "-o", tmp_path), "give --problems or --task"),
+    ):
+        assert run(monkeypatch, "compare", *arguments) == 2
+        assert words in capsys.readouterr().err
+    assert run(monkeypatch, "gate", server.url, "--reference", CHECKPOINT, "--limits") == 2
+    assert "unmeasured is not passed" in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""`qwq eval compare`: two models side by side, files or servers."""
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from convert.errors import QwqError, UsageError
+from quant_eval.options import (
+    AsJson,
+    AtOnce,
+    BaseUrl,
+    FileReference,
+    Files,
+    MaxTokens,
+    Needles,
+    Out,
+    Problems,
+    Quiet,
+    Replies,
+    ReplySeed,
+    Seed,
+    States,
+    TaskFiles,
+    TaskProblems,
+    Text,
+    Threads,
+    Tokens,
+    settings_for,
+)
+from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+
+if TYPE_CHECKING:
+    from quant_eval.measurement import Measured
+
+CONFIDENCE = 0.95
+
+
+def compare(
+    files: Files = None,
+    *,
+    reference: FileReference = None,
+    base_url: BaseUrl = None,
+    at_once: AtOnce = 8,
+    states: States = None,
+    out: Out = Path("evaluation"),
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    text: Text = None,
+    tokens: Tokens = None,
+    problems: Problems = None,
+    tasks: TaskFiles = None,
+    task_problems: TaskProblems = None,
+    needles: Needles = None,
+    replies: Replies = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    reply_seed: ReplySeed = None,
+) -> None:
+    """Show how two models differ: paired differences with 95 % confidence intervals.
+
+    Two files, a file and a server, or two servers; the second is held against the first. Of
+    servers the tasks alone can be asked.
+    """
+    from convert.checkpoint import Checkpoint
+    from quant_eval import pipeline
+    from quant_eval.manifest import Manifest
+    from qwq_local.hub import resolve_model
+
+    hush_libraries()
+    paths, servers = files or [], [pipeline.Server(url, at_once) for url in base_url or ()]
+    if len(paths) + len(servers) != 2:
+        raise UsageError(
+            f"compare: {len(paths)} files and {len(servers)} servers are given and two models are "
+            "compared; name two files, or servers with --base-url"
+        )
+    if paths and reference is None:
+        raise UsageError("compare: files need the checkpoint they were made from; give --reference")
+    with ExitStack() as stack:
+        checkpoint = None
+        if paths and reference is not None:
+            checkpoint = stack.enter_context(Checkpoint.open(resolve_model(reference)))
+        settings = settings_for(
+            checkpoint,
+            tasks,
+            needles,
+            n_tokens=tokens,
+            n_problems=problems,
+            n_task_problems=task_problems,
+            n_replies=replies,
+            max_tokens=max_tokens,
+            seed=seed,
+            reply_seed=reply_seed,
+        )
+        ask = pipeline.Ask(settings, text, states, tuple(tasks or ()))
+        on_progress = stack.enter_context(progress(stderr_console(quiet=quiet)))
+        measured: list[Measured] = []
+        failures: list[QwqError] = []
+        if checkpoint is not None:
+            n_threads = pipeline.engine_threads(checkpoint, threads)
+            measured, failures = pipeline.measure(
+                checkpoint, paths, Manifest(out), ask, threads=n_threads, on_progress=on_progress
+            )
+        if not failures:
+            replied, failures = pipeline.measure_servers(
+                servers, Manifest(out), ask, checkpoint=checkpoint, on_progress=on_progress
+            )
+            measured += replied
+    if failures:
+        raise failures[0]
+    first, second = measured
+    rows = differences(first, second)
+    if not rows:
+        raise UsageError(
+            f"compare: nothing is known of both {first.name} and {second.name}, and of a server "
+            "the tasks alone can be; give --problems or --task"
+        )
+    if as_json:
+        typer.echo(json.dumps({"confidence": CONFIDENCE, "differences": rows}, indent=2))
+    else:
+        _print_differences(rows, first.name, second.name)
+
+
+def differences(first: "Measured", second: "Measured") -> list[dict[str, Any]]:
+    """A row for each quantity that both have on the same passages or problems."""
+    from quant_eval.metrics import metrics_among, samples_of, tails_of
+    from quant_eval.paired import paired_difference
+
+    tails = tails_of(first)
+    before, after = samples_of(first, tails), samples_of(second, tails)
+    rows: list[dict[str, Any]] = []
+    for name, metric in metrics_among(before.keys() & after.keys()).items():
+        difference = paired_difference(before[name], after[name], of_shares=metric.of_replies)
+        means = before[name].mean, after[name].mean
+        if difference is None or means[0] is None or means[1] is None:
+            continue
+        low, high = difference.interval(CONFIDENCE)
+        worse, better = (high < 0, low > 0) if metric.more_is_better else (low > 0, high < 0)
+        rows.append(
+            {
+                "name": name,
+                "title": metric.title,
+                "first": means[0].value,
+                "second": means[1].value,
+                "difference": difference.value,
+                "low": low if math.isfinite(low) else None,
+                "high": high if math.isfinite(high) else None,
+                "n": difference.n,
+                "verdict": "worse" if worse else "better" if better else "",
+            }
+        )
+    return rows
+
+
+def _print_differences(rows: Sequence[dict[str, Any]], first: str, second: str) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"{second} against {first}",
+        caption="paired by passage and problem, 95 % confidence intervals of the difference",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    for title in ("first", "second", "difference", "from", "to", "n"):
+        table.add_column(title, justify="right")
+    table.add_column("second is")
+    for row in rows:
+        numbers = (row[key] for key in ("first", "second", "difference", "low", "high"))
+        cells = ("" if number is None else f"{number:.4g}" for number in numbers)
+        table.add_row(str(row["title"]), *cells, str(row["n"]), str(row["verdict"]))
+    stdout_console().print(table)
