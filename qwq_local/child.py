@@ -48,10 +48,13 @@ class Channel:
 
     def send(self, value: Any, data: bytes = b"") -> None:
         text = json.dumps(value).encode()
-        left = memoryview(_FRAME.pack(len(text), len(data)) + text + data)
+        head = _FRAME.pack(len(text), len(data)) + text
+        parts = (head + data,) if len(data) < _CHUNK_NBYTES else (head, data)
         try:
-            while left:
-                left = left[self._outgoing.write(left) :]
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    left = left[self._outgoing.write(left) :]
         except (OSError, ValueError) as error:
             raise EOFError from error
 
@@ -74,9 +77,10 @@ class Channel:
         start, end = _FRAME.size + n_text, _FRAME.size + n_text + n_data
         if len(self._buffer) < end:
             return None
-        message = Message(
-            json.loads(self._buffer[_FRAME.size : start]), bytes(self._buffer[start:end])
-        )
+        with memoryview(self._buffer) as buffer:
+            message = Message(
+                json.loads(bytes(buffer[_FRAME.size : start])), bytes(buffer[start:end])
+            )
         del self._buffer[:end]
         return message
 
