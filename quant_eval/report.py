@@ -39,7 +39,7 @@ def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
         return "", ""
     value, error = estimate.value, estimate.standard_error
     if not error:
-        return f"{value:.4g}", ""
+        return format_plain(value, 4), ""
     n_decimals = 1 - math.floor(math.log10(error))
     if n_decimals > 4 and 0 < abs(value) < 0.1:
         exponent = math.floor(math.log10(abs(value)))
@@ -51,6 +51,14 @@ def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
         )
     n_decimals = max(n_decimals, 0)
     return f"{value:.{n_decimals}f}", f"±{error:.{n_decimals}f}"
+
+
+def format_plain(value: float, n_digits: int = 2) -> str:
+    """A number whose error is not known, to so many digits; small ones as 2.3e-4."""
+    if 0 < abs(value) < 1e-3:
+        digits, _, exponent = f"{value:.{n_digits - 1}e}".partition("e")
+        return f"{digits}e{int(exponent)}"
+    return f"{value:.{n_digits}g}"
 
 
 def format_percent(estimate: Estimate | None) -> tuple[str, str]:
@@ -135,8 +143,7 @@ def _caption(report: Report) -> str:
                 f"{reply.n_tokens:,} tokens of {reply.n_passages} conversations, perplexity of "
                 f"the reference {reply.reference_perplexity.value:.4g}"
             )
-    whole = (f for f in report.files if (f.bits_per_weight or 0) >= UNQUANTIZED_BITS)
-    for floor in [file for file in whole if "reply" in file.divergence][:1]:
+    if floor := floor_of(report):
         kl, error = format_estimate(floor.divergence["reply"].kl_nats)
         parts.append(f"noise of the path itself, by {floor.name}: KL {kl} {error}".rstrip())
     counts = sorted({one.n for file in report.files for one in file.accuracy.values()} - {0})
@@ -146,6 +153,12 @@ def _caption(report: Report) -> str:
     if ungraded := ungraded_of(report):
         parts.append(f"not graded, for no rule is known: {ungraded}")
     return "\n".join(parts)
+
+
+def floor_of(report: Report) -> FileResult | None:
+    """The first file whose weights are not quantized and whose divergence is known."""
+    whole = (f for f in report.files if (f.bits_per_weight or 0) >= UNQUANTIZED_BITS)
+    return next((file for file in whole if "reply" in file.divergence), None)
 
 
 def text_kinds_of(report: Report) -> list[tuple[str, int]]:
@@ -171,14 +184,20 @@ def ungraded_of(report: Report) -> str:
 def summary_of(report: Report) -> list[str]:
     """One sentence a file: what it lost, in words; what was not measured is said so."""
     names = short_names([file.name for file in report.files])
-    return [f"{name}: {_sentence(file)}" for name, file in zip(names, report.files, strict=True)]
+    floor = floor_of(report)
+    return [
+        f"{name}: {_sentence(file, None if file is floor else floor)}"
+        for name, file in zip(names, report.files, strict=True)
+    ]
 
 
-def _sentence(file: FileResult) -> str:
+def _sentence(file: FileResult, floor: FileResult | None) -> str:
     parts = []
     loss = file.task_loss
     if loss is None:
         parts.append("tasks not held against a 16-bit file")
+    elif loss.value == 0 and file.overall_accuracy and not file.overall_accuracy.n_correct:
+        parts.append(f"solves none of {loss.n} problems, nor does the 16-bit file")
     elif loss.low <= 0 <= loss.high:
         parts.append(
             f"no measurable loss on tasks ({100 * loss.value:+.0f} %, interval "
@@ -194,7 +213,10 @@ def _sentence(file: FileResult) -> str:
     elif reply is None:
         parts.append("KL not measured")
     else:
-        parts.append("KL " + " ".join(format_estimate(reply.kl_nats)).strip())
+        above = ""
+        if floor is not None:
+            above = f" (noise of the path {format_estimate(floor.divergence['reply'].kl_nats)[0]})"
+        parts.append("KL " + " ".join(format_estimate(reply.kl_nats)).strip() + above)
     if file.behaviour is not None:
         n = file.behaviour.n_replies
         for share, words in (
@@ -227,6 +249,7 @@ def write_html(path: Path, report: Report) -> None:
     environment.filters.update(
         nbytes=format_nbytes,
         estimate=format_estimate,
+        plain=format_plain,
         percent=format_percent,
         accuracy=format_accuracy,
         share=format_share,

@@ -143,6 +143,13 @@ BEHAVIOUR = Behaviour(
             ),
         ),
         (
+            {
+                "task_loss": TaskLoss(0.0, -0.1, 0.1, 14),
+                "accuracy": {"letters": Accuracy(14, 0, 3)},
+            },
+            "a: solves none of 14 problems, nor does the 16-bit file; KL 9.7e-3 ±0.6e-3",
+        ),
+        (
             {"task_loss": TaskLoss(0.2, 0.1, 0.3, 112)},
             "a: solves 10 to 30 % of 112 problems more; KL 9.7e-3 ±0.6e-3",
         ),
@@ -152,6 +159,10 @@ def test_the_summary_says_no_more_than_was_measured(changes: dict[str, Any], wor
     """Catches a loss that is within the noise, and a "no loss" where nothing was compared."""
     file = replace(REPORT.files[4], name="a.gguf", **changes)
     assert summary_of(replace(REPORT, files=(file,))) == [words]
+    floor = replace(REPORT.files[0], name="b.gguf")
+    if "KL 9" in words:
+        beside = summary_of(replace(REPORT, files=(floor, file)))[1]
+        assert beside == words.replace("±0.6e-3", "±0.6e-3 (noise of the path 1.10e-7)")
 
 
 def test_unmeasured_is_absent() -> None:
@@ -185,6 +196,7 @@ def test_json_is_sorted_and_versioned(tmp_path: Path) -> None:
         (Estimate(9.7e-3, 6.6e-4, 9), ("9.7e-3", "±0.7e-3")),
         (Estimate(1.5e-8, 6.5e-6, 9), ("1.5e-8", "±650.0e-8")),
         (Estimate(0.5, None, 9), ("0.5", "")),
+        (Estimate(2.3456e-4, None, 9), ("2.346e-4", "")),
         (Estimate(1.0, 0.0, 9), ("1", "")),
         (None, ("", "")),
     ],
