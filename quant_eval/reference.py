@@ -7,6 +7,7 @@ output matrix.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from convert.layer_stream import LayerStream
 BATCH_TOKENS = 2048
 MAX_CHUNK_ELEMENTS = 1 << 26  # of logits at a time: 256 MiB
 NORM = "model.norm.weight"
-MATRIX_ROWS = 1024  # of the output matrix at a time: 20 MiB, which a processor's cache may hold
+MATRIX_ROWS = 512  # of the output matrix at a time: 10 MiB, which a processor's cache may hold
+N_READERS = 2
 
 Floats = npt.NDArray[np.float32]
 Span = tuple[int, int, int]
@@ -76,13 +78,23 @@ class Reference:
             yield self._project(weight * states[first : first + n_rows].astype(np.float32))
 
     def _project(self, states: Floats) -> Floats:
-        """(n, hidden_size) to (n, vocab_size), reading the output matrix in slices."""
+        """(n, hidden_size) to (n, vocab_size), reading the output matrix in slices.
+
+        Slices are read and widened in threads, several at once; products have threads of their own.
+        """
         model = self.checkpoint.model
         name = "model.embed_tokens.weight" if model.tied_embeddings else "lm_head.weight"
         logits = np.empty((len(states), model.vocab_size), dtype=np.float32)
-        for start in range(0, model.vocab_size, MATRIX_ROWS):
-            stop = min(start + MATRIX_ROWS, model.vocab_size)
-            np.matmul(states, self.checkpoint.rows(name, start, stop).T, out=logits[:, start:stop])
+        starts = range(0, model.vocab_size, MATRIX_ROWS)
+        with ThreadPoolExecutor(N_READERS) as pool:
+            for first in range(0, len(starts), N_READERS):
+                ends = [
+                    (start, min(start + MATRIX_ROWS, model.vocab_size))
+                    for start in starts[first : first + N_READERS]
+                ]
+                matrices = pool.map(lambda both: self.checkpoint.rows(name, *both), ends)
+                for (start, stop), matrix in zip(ends, list(matrices), strict=True):
+                    np.matmul(states, matrix.T, out=logits[:, start:stop])
         return logits
 
 
