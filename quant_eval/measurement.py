@@ -81,7 +81,9 @@ def measure_file(
 
         @cache
         def opened() -> QwQ:
-            qwq = stack.enter_context(QwQ.open(path, context=exam.context, threads=threads))
+            qwq = stack.enter_context(
+                QwQ.open(path, context=exam.context, threads=threads, isolated=path.is_file())
+            )
             _check_vocabulary(qwq, exam)
             check_model(qwq)
             return qwq

@@ -74,7 +74,7 @@ def check_parity(path: Path, source: Checkpoint, *, threads: int | None) -> Iter
     tokenizer = load_tokenizer(source.path)
     if path.is_file():
         yield _check("metadata", "; ".join(differences_of(path, source)))
-    with QwQ.open(path, context=CHECK_CONTEXT, threads=threads) as qwq:
+    with QwQ.open(path, context=CHECK_CONTEXT, threads=threads, isolated=path.is_file()) as qwq:
         yield _check("tokenizer", _tokenizer_problem(qwq, tokenizer))
         yield _check("template", _template_problem(qwq, tokenizer))
         expected = describe_folder(source.path)

@@ -209,7 +209,7 @@ def check(
 
     unchecked = [output.path for output in outputs if not manifest.is_checked(output.path)]
     for index, path in enumerate(unchecked):
-        with QwQ.open(path, context=CHECK_CONTEXT, threads=threads) as qwq:
+        with QwQ.open(path, context=CHECK_CONTEXT, threads=threads, isolated=path.is_file()) as qwq:
             check_model(qwq)
         manifest.record_check(path)
         on_progress("checking, files", index + 1, len(unchecked))
