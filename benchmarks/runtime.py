@@ -1,14 +1,14 @@
 """What the runtime costs: decoding against the bare loop and others, and the second turn.
 
-    python benchmarks/runtime.py [--pairs 5] [--tokens 40]
+    python benchmarks/runtime.py [--pairs 5] [--tokens 40] [--threads 2]
 
-Decodes with a Qwen2 file of random weights whose token takes at least 10 ms of a core, made in a
-temporary folder. All sides take turns; ratios are of medians, by processor time and by the clock.
+Decodes with a Qwen2 file of random weights whose token takes at least 10 ms of two cores, made in a
+temporary folder. All sides take turns; processor time and the clock are both shown.
 """
 
 import argparse
+import itertools
 import queue
-import resource
 import statistics
 import sys
 import tempfile
@@ -19,20 +19,23 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
+from convert.gguf_header import read_header
 from qwq_local import QwQ, Sampling
-from qwq_local.engines.isolated import IsolatedEngine
+from qwq_local.child import Channel
+from qwq_local.description import describe_gguf
+from qwq_local.engine import Engine, EngineSettings
+from qwq_local.engines.isolated import Calls, IsolatedEngine, open_engine
+from qwq_local.local import LocalModel
 from tests.synthetic import write_checkpoint
 
 CONFIG = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
-    "num_hidden_layers": 10,
+    "num_hidden_layers": 20,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
 }
@@ -43,22 +46,30 @@ QUESTION = "Tell me all there is to tell."
 THOUGHT = "So it begins, and so it goes on for a while. " * 6
 ANSWER = "".join(f"{number} is a number. " for number in range(150))
 SECOND = "And what is the next?"
+TURN = 8  # tokens
+SETTLE_S = 0.04
 Clocks = tuple[float, float]
+Turn = Callable[[], Clocks]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
     parser.add_argument("--tokens", type=int, default=40, help="tokens decoded in each run")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("decode", "folder", "second-turn"))
     arguments = parser.parse_args()
+    only, pairs, threads = arguments.only, arguments.pairs, arguments.threads
     with tempfile.TemporaryDirectory() as folder:
         print("making a model ...", file=sys.stderr)
         checkpoint = write_checkpoint(Path(folder) / "model", config=CONFIG)
         path = export(checkpoint, Path(folder))
-        decode(path, arguments.pairs, arguments.tokens, arguments.threads)
-        decode_folder(checkpoint, arguments.pairs, arguments.tokens, arguments.threads)
-        second_turn(export(NANO, Path(folder)), arguments.pairs, arguments.threads)
+        if only in (None, "decode"):
+            decode(path, pairs, arguments.tokens, threads)
+        if only in (None, "folder"):
+            decode_folder(checkpoint, pairs, arguments.tokens, threads)
+        if only in (None, "second-turn"):
+            second_turn(export(NANO, Path(folder)), pairs, threads)
 
 
 def export(checkpoint_folder: Path, folder: Path) -> Path:
@@ -68,56 +79,164 @@ def export(checkpoint_folder: Path, folder: Path) -> Path:
     return path
 
 
-def decode(path: Path, n_pairs: int, n_tokens: int, n_threads: int) -> None:
-    """Seconds for n_tokens after the first, of each side in turn."""
+class Measured(IsolatedEngine):
+    """An engine in a process of its own that runs the bare loop there too, over the same memory."""
+
+    entry = "benchmarks.runtime:serve"
+
+    def bare_turn(self, ids: list[int]) -> Clocks:
+        processor_s, clock_s = self._request("bare_turn", ids).value
+        return processor_s, clock_s
+
+
+class MeasuredCalls(Calls):
+    loop: Iterator[int] | None = None
+
+    def bare_turn(self, ids: list[int]) -> tuple[Clocks, bytes]:
+        """Seconds for TURN tokens, after one."""
+        self.loop = self.loop or bare_loop(self.engine, ids)
+        return turn_of(self.loop, own_clock), b""
+
+
+def serve(channel: Channel) -> None:
+    """The life of a Measured engine's process."""
+    calls = open_engine(channel)
+    assert calls is not None
+    measured = MeasuredCalls(calls.engine)
+    while True:
+        channel.send(*measured.answer(channel.receive()))
+        measured.engine.read_on()
+
+
+def decode(path: Path, n_rounds: int, n_tokens: int, n_threads: int) -> None:
+    """Each side in turn, some tokens at a time, so that a machine's moods are shared by all.
+
+    Where a process has its memory moves speed by a tenth. So each side is held against a bare loop
+    within its own process, and each round begins with new ones; llama-cpp-python loads the file
+    into our process once more.
+    """
+    ratios: dict[str, list[Clocks]] = {}
+    for _ in range(n_rounds):
+        for name, turns in decode_round(path, n_tokens // TURN, n_threads).items():
+            ratios.setdefault(name, []).extend(turns)
+    print(f"\ndecoding with {n_threads} thread(s), {n_rounds} rounds of {n_tokens} tokens a side")
+    print("speed against llama_decode and llama_sampler_sample alone; median and its 95 % interval")
+    print(f"{'':22} {'by processor time':>24} {'by the clock':>24}")
+    for name, pairs in ratios.items():
+        print(f"{name:22} {interval(pairs, 0):>24} {interval(pairs, 1):>24}")
+
+
+def decode_round(path: Path, n_turns: int, n_threads: int) -> dict[str, list[Clocks]]:
+    options: dict[str, Any] = {"context": CONTEXT, "threads": n_threads}
+    settings = EngineSettings(CONTEXT, n_threads)
     with (
-        QwQ.open(path, context=CONTEXT, threads=n_threads) as isolated,
-        QwQ.open(path, context=CONTEXT, threads=n_threads, isolated=False) as within,
+        QwQ.open(path, isolated=False, **options) as within,
+        closing(Measured(path, settings)) as isolated,
+        closing(Measured(path, settings)) as answering,
         closing(high_level(path, n_threads)) as llama,
     ):
-        ids = within.engine.tokenize(QUESTION * 4, parse_special=False)
+        ids = within.engine.tokenize(QUESTION, parse_special=False)
 
-        def ours(qwq: QwQ) -> Iterator[int]:
-            return qwq.engine.generate(
-                ids, sampling=SAMPLING, seed=1, max_tokens=n_tokens + 1, stop_ids=()
+        def ours(engine: Engine) -> Iterator[int]:
+            return engine.generate(
+                ids, sampling=SAMPLING, seed=1, max_tokens=CONTEXT - 64, stop_ids=()
             )
 
-        def session() -> Iterator[Any]:
-            messages = [{"role": "user", "content": QUESTION * 4}]
-            return isolated.reply(messages, seed=1, max_tokens=n_tokens + 1)
+        def turns_of(tokens: Iterator[Any], clock: Callable[[], Clocks]) -> Turn:
+            return lambda: turn_of(tokens, clock)
 
-        sides: dict[str, Callable[[], Iterator[Any]]] = {
-            "bare loop": lambda: bare_loop(within, ids, n_tokens + 1),
-            "engine": lambda: ours(within),
-            "engine in a process": lambda: ours(isolated),
-            "qwq.reply": session,
-            "llama-cpp-python": lambda: high_level_tokens(llama, ids, n_tokens + 1),
+        here = turns_of(bare_loop(within.engine, ids), own_clock)
+        sides: dict[str, tuple[Turn, Turn]] = {
+            "engine": (here, turns_of(ours(within.engine), own_clock)),
+            "engine in a process": (
+                lambda: isolated.bare_turn(ids),
+                turns_of(ours(isolated), clock_of(isolated)),
+            ),
+            "qwq.reply": (
+                lambda: answering.bare_turn(ids),
+                turns_of(reply_tokens(answering, path), clock_of(answering)),
+            ),
+            "llama-cpp-python": (here, turns_of(high_level_tokens(llama, ids), own_clock)),
         }
-        clocks = measure(sides, n_pairs, clock_of(isolated))
-    print(f"\ndecoding {n_tokens} tokens, {n_threads} thread(s), {n_pairs} runs a side")
-    show(clocks, "bare loop", n_tokens)
+        return in_turns(sides, n_turns)
 
 
-def bare_loop(qwq: QwQ, ids: list[int], n_tokens: int) -> Iterator[int]:
-    """llama_decode and llama_sampler_sample, and nothing else."""
+def in_turns(sides: dict[str, tuple[Turn, Turn]], n_turns: int) -> dict[str, list[Clocks]]:
+    """Speeds against the base's, turn by turn; another side and another of the two first."""
+    ratios: dict[str, list[Clocks]] = {name: [] for name in sides}
+    order = list(sides)
+    for index in range(n_turns):
+        order = [*order[1:], order[0]]
+        for name in order:
+            base, own = sides[name]
+            first, second = (base, own)[:: (-1) ** index]
+            pair = (first(), second())[:: (-1) ** index]
+            ratios[name].append((pair[0][0] / pair[1][0], pair[0][1] / pair[1][1]))
+    return ratios
+
+
+def turn_of(tokens: Iterator[Any], clock: Callable[[], Clocks]) -> Clocks:
+    """Seconds for TURN tokens, from a token's arrival to the arrival of the last.
+
+    A process reads ahead what it has made; what one does so after its turn is over by then.
+    """
+    time.sleep(SETTLE_S)
+    next(tokens)
+    turns: list[Clocks] = []
+    with timed(turns, clock):
+        for _ in range(TURN):
+            next(tokens)
+    return turns[0]
+
+
+def interval(pairs: list[Clocks], which: int) -> str:
+    """The median and its 95 % interval."""
+    values = sorted(pair[which] for pair in pairs)
+    half = 0.98 * len(values) ** 0.5  # in ranks, by the normal distribution
+    low = values[max(0, round(len(values) / 2 - half))]
+    high = values[min(len(values) - 1, round(len(values) / 2 + half))]
+    return f"{statistics.median(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def bare_loop(engine: Any, ids: list[int]) -> Iterator[int]:
+    """llama_decode and llama_sampler_sample, and nothing else, with a kv_cache of its own."""
     from qwq_local.engines.gguf import GgufEngine, make_chain
 
-    engine = qwq.engine
     assert isinstance(engine, GgufEngine)
-    llama, context = engine._llama, engine._open_context()
-    llama.llama_memory_seq_rm(llama.llama_get_memory(context), 0, 0, -1)
-    engine._sequence, engine._n_filled, engine._n_reusable = [], 0, 0
+    llama = engine._llama
+    context = llama.llama_init_from_model(engine._model, engine._context_params(None))
     chain = make_chain(
         llama, SAMPLING, seed=1, vocab_size=engine.vocab_size, n_window=CONTEXT, prompt=ids
     )
     prompt = (llama.llama_token * len(ids))(*ids)
     llama.llama_decode(context, llama.llama_batch_get_one(prompt, len(ids)))
     one = (llama.llama_token * 1)()
-    for _ in range(n_tokens):
-        one[0] = llama.llama_sampler_sample(chain, context, -1)
-        yield one[0]
-        llama.llama_decode(context, llama.llama_batch_get_one(one, 1))
-    llama.llama_sampler_free(chain)
+    try:
+        while True:
+            one[0] = llama.llama_sampler_sample(chain, context, -1)
+            yield one[0]
+            llama.llama_decode(context, llama.llama_batch_get_one(one, 1))
+    finally:
+        llama.llama_sampler_free(chain)
+        llama.llama_free(context)
+
+
+def reply_tokens(engine: Engine, path: Path) -> Iterator[None]:
+    """Comes back once for each token of replies, when its event has come, or the next one's."""
+    qwq = QwQ(LocalModel(engine, describe_gguf(path, read_header(path)), path))
+    made: list[int] = []
+    token_bytes = engine.token_bytes
+
+    def counted(token_id: int) -> bytes:
+        made.append(token_id)
+        return token_bytes(token_id)
+
+    setattr(engine, "token_bytes", counted)  # noqa: B010 - a method may not be assigned
+    for seed in itertools.count(1):
+        for _ in qwq.reply([{"role": "user", "content": QUESTION}], seed=seed):
+            while made:
+                del made[0]
+                yield
 
 
 def high_level(path: Path, n_threads: int) -> Any:
@@ -128,11 +247,11 @@ def high_level(path: Path, n_threads: int) -> Any:
     )
 
 
-def high_level_tokens(llama: Any, ids: list[int], n_tokens: int) -> Iterator[int]:
-    llama.reset()
-    tokens = llama.generate(ids, temp=0.6, top_k=40, top_p=0.95, min_p=0.0, repeat_penalty=1.0)
-    for _ in range(n_tokens):
-        yield next(tokens)
+def high_level_tokens(llama: Any, ids: list[int]) -> Iterator[int]:
+    tokens: Iterator[int] = llama.generate(
+        ids, temp=0.6, top_k=40, top_p=0.95, min_p=0.0, repeat_penalty=1.0
+    )
+    return tokens
 
 
 def decode_folder(path: Path, n_pairs: int, n_tokens: int, n_threads: int) -> None:
@@ -203,7 +322,7 @@ def second_turn(path: Path, n_pairs: int, n_threads: int) -> None:
         QwQ.open(path, context=CONTEXT, threads=n_threads) as qwq,
         closing(high_level(path, n_threads)) as llama,
     ):
-        clock = clock_of(qwq)
+        clock = clock_of(qwq.engine)
         n_answer = len(qwq.engine.tokenize(ANSWER, parse_special=False))
         for _ in range(n_pairs):
             session = qwq.session(seed=1)
@@ -232,19 +351,18 @@ def second_turn(path: Path, n_pairs: int, n_threads: int) -> None:
 
 def own_clock() -> Clocks:
     """Processor seconds of this process, and seconds by the clock."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    return own.ru_utime + own.ru_stime, time.perf_counter()
+    return time.process_time(), time.perf_counter()
 
 
-def clock_of(qwq: QwQ) -> Callable[[], Clocks]:
+def clock_of(engine: Engine) -> Callable[[], Clocks]:
     """Processor seconds of this process and the engine's, and seconds by the clock."""
-    engine = qwq.engine
     assert isinstance(engine, IsolatedEngine)
-    child = psutil.Process(engine.pid)
+    assert engine.pid is not None
+    child = ~engine.pid << 3 | 2  # Linux's name for the processor time of a process
 
     def clock() -> Clocks:
-        (own_s, now), other = own_clock(), child.cpu_times()
-        return own_s + other.user + other.system, now
+        own_s, now = own_clock()
+        return own_s + time.clock_gettime(child), now
 
     return clock
 

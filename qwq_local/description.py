@@ -74,6 +74,13 @@ def describe_folder(path: Path) -> Description:
     )
 
 
+def is_gptq(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a GPTQ folder."""
+    quantization = config.get("quantization_config") or {}
+    is_one: bool = quantization.get("quant_method") == "gptq"
+    return is_one
+
+
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """The object that a JSON file holds; {} where an optional one is missing."""
     if optional and not path.exists():

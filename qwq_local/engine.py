@@ -68,6 +68,14 @@ class EngineSettings:
             )
 
 
+@dataclass(slots=True)
+class Drafts:
+    """How many ids were proposed and read in batches for one reply, and how many of them came."""
+
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+
 Generation = Generator[int, Intervention | None, None]
 """Sampled ids, ScoredIds where sampling.top_logprobs is set; what is sent in takes effect before
 the next one."""
@@ -91,10 +99,6 @@ class Engine(Protocol):
     @property
     def control_tokens(self) -> Mapping[str, int]:
         """Text and id of each special token; the tags of thoughts and calls are not special."""
-
-    @property
-    def speculated(self) -> tuple[int, int]:
-        """How many ids were proposed and read in batches so far, and how many of them came."""
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Ids of a text; where parse_special is false, special tokens in it are plain text."""
@@ -126,11 +130,13 @@ class Engine(Protocol):
         max_tokens: int,
         stop_ids: Collection[int],
         rope: Yarn | None = None,
+        drafts: Drafts | None = None,
     ) -> Generation:
         """Sample ids that follow the prompt, as they come.
 
         Ends after max_tokens ids, sent ones included, or with the first id of stop_ids, which is
         yielded too. len(ids) + max_tokens must not exceed the context. Closing it cancels.
+        drafts: counted up on the way.
         """
 
     def logits(

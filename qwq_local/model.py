@@ -5,9 +5,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from convert.errors import UsageError
-from qwq_local.description import Description, describe_folder, describe_gguf, read_json
+from qwq_local.description import (
+    Description,
+    describe_folder,
+    describe_gguf,
+    is_gptq,
+    read_json,
+)
 from qwq_local.engine import Engine, EngineSettings, KvChoice, OnProgress, Speculation
-from qwq_local.find import find_model
+from qwq_local.find import ModelPath, find_model
 from qwq_local.local import LocalModel
 from qwq_local.messages import normalise
 from qwq_local.remote import RemoteModel
@@ -84,7 +90,7 @@ class QwQ:
         parallel: how many replies of a GGUF file, each read in a thread of its own, are decoded
         together, each with a context of its own; what does not overlap in time takes turns.
         repair_template: whether a chat template that opens no thought is mended, with a Notice, or
-        refused. isolated: whether a GGUF file runs in a process of its own, whose death is an
+        refused. isolated: whether the model runs in a process of its own, whose death is an
         EngineError and no more. on_progress: told how much of a GGUF file is loaded, in percent.
         Raises QwqError where there is no model or it cannot be loaded.
         """
@@ -100,15 +106,12 @@ class QwQ:
             speculation=speculation,
             draft=None if draft is None else str(draft),
         )
-        if model.kind == "gguf":
-            engine, description = _load_gguf(model.path, settings, isolated, on_progress)
-        elif parallel > 1:
-            raise UsageError(
-                f"{model.path}: {parallel} replies at once are asked for, and a folder makes one; "
-                "use a GGUF file, or leave --parallel out"
-            )
-        else:
-            engine, description = _load_folder(model.path, settings)
+        from qwq_local.engines.here import open_here
+        from qwq_local.engines.parallel import isolate
+
+        description = _describe(model, settings)
+        open_engine = isolate if isolated else open_here
+        engine = open_engine(model.path, settings, on_progress=on_progress)
         return cls(LocalModel(engine, description, model.path, repair_template=repair_template))
 
     def session(
@@ -197,32 +200,21 @@ class QwQ:
         self.close()
 
 
-def _load_gguf(
-    path: Path, settings: EngineSettings, isolated: bool, on_progress: OnProgress | None
-) -> tuple[Engine, Description]:
-    from convert.gguf_header import read_header
+def _describe(model: ModelPath, settings: EngineSettings) -> Description:
+    """What the files say, checked as far as it needs no reading of weights."""
+    if model.kind == "gguf":
+        from convert.gguf_header import read_header
 
-    header = read_header(path)
-    description = describe_gguf(path, header)
-    if isolated:
-        from qwq_local.engines.parallel import isolate
-
-        return isolate(path, settings, on_progress=on_progress), description
+        return describe_gguf(model.path, read_header(model.path))
     if settings.parallel > 1:
-        from qwq_local.engines.batched import BatchedEngine
+        raise UsageError(
+            f"{model.path}: {settings.parallel} replies at once are asked for, and a folder makes "
+            "one; use a GGUF file, or leave --parallel out"
+        )
+    description = describe_folder(model.path)
+    read_json(model.path / "tokenizer.json")  # before a process is started in vain
+    if not is_gptq(read_json(model.path / "config.json")):
+        from convert.checkpoint import Checkpoint
 
-        return BatchedEngine(path, header, settings, on_progress=on_progress), description
-    from qwq_local.engines.gguf import GgufEngine
-
-    return GgufEngine(path, header, settings, on_progress=on_progress), description
-
-
-def _load_folder(path: Path, settings: EngineSettings) -> tuple[Engine, Description]:
-    from convert.checkpoint import Checkpoint
-    from qwq_local.engines.transformers import TransformersEngine, is_gptq
-
-    description = describe_folder(path)
-    config = read_json(path / "config.json")
-    if not is_gptq(config):
-        Checkpoint.open(path).close()  # checks all that needs no reading of weights
-    return TransformersEngine(path, config, settings), description
+        Checkpoint.open(model.path).close()
+    return description

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag, urlsplit
 
-from convert.errors import UsageError
+from convert.errors import EngineError, UsageError
 from qwq_local.messages import Message, answer_start
 from qwq_local.repetition import LoopDetector
 from qwq_local.reply import (
@@ -153,7 +153,9 @@ class _RemoteReply:
         self._calls: dict[int, dict[str, str]] = {}
         self._usage: Mapping[str, Any] = {}
         self._finish_reason = "length"
-        self._n_pieces = self._n_reasoning = self._n_calls = 0
+        self._n_pieces = self._n_reasoning = 0
+        self._id = ""
+        self._answers = self._hurried = False
 
     def events(self) -> Iterator[Event]:
         started = first = last = time.perf_counter()
@@ -164,8 +166,11 @@ class _RemoteReply:
                 first = last if self._n_pieces == 0 else first
                 if isinstance(chunk.get("usage"), dict):
                     self._usage = chunk["usage"]
+                self._id = str(chunk.get("id") or self._id)
                 for choice in chunk.get("choices") or ():
                     yield from self._take(choice)
+                if not self._answers:
+                    yield from self._pass_on()
                 if self._stop.stopped or self._finish_reason == "repetition":
                     break
         finally:
@@ -189,6 +194,7 @@ class _RemoteReply:
             yield from self._stop.feed(self._splitter.feed(text.encode()))
         for call in delta.get("tool_calls") or ():
             self._add_to_call(call)
+        self._answers = self._answers or bool(text and not self._splitter.in_thought)
         if thought or text:
             self._n_pieces += 1
             yield from self._watch(thought + text)
@@ -196,6 +202,20 @@ class _RemoteReply:
             self._finish_reason = _FINISH_REASONS.get(reason, "stop")
         if self._stop.stopped:
             self._finish_reason = "stop"
+
+    def _pass_on(self) -> Iterator[Event]:
+        """Hand on what was asked of the thought, as our own server takes it."""
+        wishes: list[tuple[str, dict[str, str]]] = []
+        if self._control.answer_now.is_set() and not self._hurried:
+            self._hurried = True
+            wishes.append(("answer-now", {}))
+        while not self._control.hints.empty():
+            wishes.append(("steer", {"hint": self._control.hints.get()}))
+        for what, body in wishes:
+            try:
+                self._server.post(f"/chat/completions/{self._id}/{what}", body)
+            except (EngineError, UsageError):
+                yield Notice("unsupported", f"the server takes no {what}; the thought goes on")
 
     def _watch(self, piece: str) -> Iterator[Event]:
         token = hash(piece) & 0x7FFF_FFFF

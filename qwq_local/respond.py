@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 
-from qwq_local.engine import Engine, Intervention
+from qwq_local.engine import Drafts, Engine, Intervention
 from qwq_local.repetition import LoopDetector
 from qwq_local.reply import (
     Done,
@@ -65,6 +65,7 @@ class _LocalReply:
         self._loops = False
         self._grammar = request.grammar
         self._sequence = list(request.ids)
+        self._drafts = Drafts()
         self._rope = request.rope
         self._n_sampled = 0
         self._n_reasoning = 0
@@ -76,7 +77,6 @@ class _LocalReply:
         request = self._request
         self._started = self._first = self._last = time.perf_counter()
         n_cached = self._engine.n_cached(request.ids, rope=self._rope)
-        n_drafted, n_accepted = self._engine.speculated
         if self._prefill():
             yield from self._generate()
         if self._finish_reason != "cancelled":
@@ -85,7 +85,6 @@ class _LocalReply:
             if self._finish_reason == "stop" and self._splitter.n_calls:
                 self._finish_reason = "tool_calls"
         n_prompt = len(request.ids)
-        speculated = self._engine.speculated
         yield Done(
             self._finish_reason,
             Usage(n_prompt, len(self._sequence) - n_prompt, self._n_reasoning),
@@ -95,8 +94,8 @@ class _LocalReply:
                 self._first - self._started,
                 self._n_sampled,
                 self._last - self._first,
-                speculated[0] - n_drafted,
-                speculated[1] - n_accepted,
+                self._drafts.n_drafted,
+                self._drafts.n_accepted,
             ),
         )
 
@@ -126,6 +125,7 @@ class _LocalReply:
             max_tokens=request.room,
             stop_ids=request.stop_ids,
             rope=self._rope,
+            drafts=self._drafts,
         )
         change: Intervention | None = None
         try:

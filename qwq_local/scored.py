@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,19 +30,14 @@ def score(token_id: int, logits: NDArray[np.float32], n_top: int) -> ScoredId:
     return _scored(token_id, logprobs[token_id], [(i, logprobs[i]) for i in best])
 
 
-def pack(scored: ScoredId) -> bytes:
-    """What unpack makes the same of, elsewhere."""
-    import numpy as np
-
-    return np.array([(0, scored.logprob), *scored.top], np.float64).tobytes()
+def pack(scored: ScoredId) -> list[Any]:
+    """What JSON can hold, and unpack makes the same of elsewhere."""
+    return [scored.logprob, scored.top]
 
 
-def unpack(token_id: int, data: bytes) -> ScoredId:
+def unpack(token_id: int, packed: list[Any]) -> ScoredId:
     """The inverse of pack."""
-    import numpy as np
-
-    (_, logprob), *top = np.frombuffer(data, np.float64).reshape(-1, 2)
-    return _scored(token_id, logprob, [(i, value) for i, value in top])
+    return _scored(token_id, *packed)
 
 
 def _scored(token_id: int, logprob: float, top: list[tuple[float, float]]) -> ScoredId:

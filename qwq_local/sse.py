@@ -43,6 +43,11 @@ class Server:
             connection.close()
         return self._json(response.body)
 
+    def post(self, path: str, body: Mapping[str, Any]) -> None:
+        """Send what needs no answer. Raises EngineError or UsageError."""
+        connection, response = self._request("POST", path, body, Control())
+        response.hang_up(connection)
+
     def events(self, path: str, body: Mapping[str, Any], control: Control) -> Iterator[Any]:
         """Post a body, and yield the data of each event until "[DONE]", the end, or a cancel.
 
@@ -111,7 +116,7 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise _BusyError(f"it cannot be reached ({error})") from error
-        if response.status == 200:
+        if response.status in (200, 202):
             return connection, _Response(sock, None, text)
         connection.close()
         problem = f"it answers {response.status} ({_reason(text)})"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwq_local.description import Description
-from qwq_local.engine import Generation, Intervention
+from qwq_local.engine import Drafts, Generation, Intervention
 from qwq_local.rope import Yarn, plan_rope
 from qwq_local.sampling import Sampling
 
@@ -20,7 +20,6 @@ class FakeEngine:
 
     vocab_size = 259
     rope_plan = plan_rope("auto", 4096)
-    speculated = (0, 0)
 
     def __init__(self, *replies: str) -> None:
         self.control_tokens = dict(CONTROL_TOKENS)
@@ -64,6 +63,7 @@ class FakeEngine:
         max_tokens: int,
         stop_ids: Collection[int],
         rope: Yarn | None = None,
+        drafts: Drafts | None = None,
     ) -> Generation:
         self.prompts.append(list(ids))
         self.seeds.append(seed)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from convert.errors import EngineError, QwqError
 from convert.gguf_header import GgufHeader
-from qwq_local.engine import EngineSettings, Generation, OnProgress, shared_prefix
+from qwq_local.engine import Drafts, EngineSettings, Generation, OnProgress, shared_prefix
 from qwq_local.engines.gguf import (
     PREFILL_SHARE,
     ChainSampler,
@@ -81,6 +81,7 @@ class BatchedEngine(GgufEngine):
         max_tokens: int,
         stop_ids: Collection[int],
         rope: Yarn | None = None,
+        drafts: Drafts | None = None,
     ) -> Generation:
         with self._slot_for(ids, rope) as slot:
             yield from slot.generate(
@@ -90,6 +91,7 @@ class BatchedEngine(GgufEngine):
                 max_tokens=max_tokens,
                 stop_ids=stop_ids,
                 rope=rope,
+                drafts=drafts,
             )
 
     def logits(

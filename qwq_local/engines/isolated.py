@@ -1,4 +1,6 @@
-"""A GGUF engine in a process of its own: what kills native code there is an exception here."""
+"""An engine in a process of its own: what kills native code there is an exception here."""
+
+from __future__ import annotations
 
 import dataclasses
 import itertools
@@ -6,27 +8,28 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convert import errors
 from convert.errors import EngineError, QwqError
-from convert.gguf_header import read_header
 from qwq_local.child import Channel, Child, Message
-from qwq_local.engine import EngineSettings, Generation, Intervention, OnProgress
+from qwq_local.engine import Drafts, EngineSettings, Generation, Intervention, OnProgress
+from qwq_local.engines.here import open_here
 from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
 from qwq_local.scored import ScoredId, pack, unpack
 
-if TYPE_CHECKING:
-    from qwq_local.engines.gguf import GgufEngine
+_Told = Generator[tuple[Any, bytes], Intervention | None, None]
+"""What a stream over there tells: a JSON value, and bytes beside it."""
 
 
 class IsolatedEngine:
-    """Hands every call to a GgufEngine in a child process, one at a time.
+    """Hands every call to an engine in a child process, one at a time.
 
     Where that process dies, the call that found it dead raises EngineError, and the next one
     starts another; nothing of a conversation is lost with it, for it holds only the kv_cache.
@@ -71,11 +74,6 @@ class IsolatedEngine:
         text: str = self._request("grammar", answer_format).value
         return text
 
-    @property
-    def speculated(self) -> tuple[int, int]:
-        n_drafted, n_accepted = self._request("speculated").value
-        return n_drafted, n_accepted
-
     def n_cached(self, ids: Sequence[int], *, rope: Yarn | None = None) -> int:
         n: int = self._request("n_cached", list(ids), _fields(rope)).value
         return n
@@ -93,14 +91,18 @@ class IsolatedEngine:
         max_tokens: int,
         stop_ids: Collection[int],
         rope: Yarn | None = None,
+        drafts: Drafts | None = None,
     ) -> Generation:
         options = [_fields(sampling), seed, max_tokens, list(stop_ids), _fields(rope)]
         stream = self._stream("generate", list(ids), *options)
         try:
             message = next(stream, None)
             while message is not None:
-                scored = unpack(message.value, message.data) if message.data else message.value
-                change = yield scored
+                token_id, counts, scores = message.value
+                if drafts is not None:
+                    drafts.n_drafted, drafts.n_accepted = counts
+                self._pieces[token_id] = message.data
+                change = yield token_id if scores is None else unpack(token_id, scores)
                 try:
                     message = stream.send(change)
                 except StopIteration:
@@ -210,24 +212,21 @@ class IsolatedEngine:
 
 
 def serve(channel: Channel) -> None:
-    """The life of the process: a file and settings in, then calls in and their results out."""
-    from qwq_local.engines.gguf import GgufEngine
-
-    calls = open_engine(channel, GgufEngine)
+    """The life of the process: a path and settings in, then calls in and their results out."""
+    calls = open_engine(channel)
     while calls is not None:
         channel.send(*calls.answer(channel.receive()))
+        calls.engine.read_on()
 
 
-def open_engine(channel: Channel, make: type["GgufEngine"]) -> "Calls | None":
-    """Take a file and settings, and tell of the engine or of what went wrong."""
+def open_engine(channel: Channel) -> Calls | None:
+    """Take a path and settings, and tell of the engine or of what went wrong."""
     path, settings, log_level = channel.receive().value
     logging.basicConfig(format="%(message)s", level=log_level)
     _volunteer_to_die_first()
-    path = Path(path)
     try:
-        engine = make(
-            path,
-            read_header(path),
+        engine = open_here(
+            Path(path),
             EngineSettings(**settings),
             on_progress=lambda done, total: channel.send([done, total]),
         )
@@ -251,7 +250,7 @@ class Calls:
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self._streams: dict[int, tuple[Any, threading.Lock]] = {}
+        self._streams: dict[int, tuple[_Told, threading.Lock]] = {}
         self._numbers = itertools.count()
 
     def answer(self, request: Message) -> tuple[Any, bytes]:
@@ -274,9 +273,6 @@ class Calls:
     def grammar(self, answer_format: Mapping[str, Any] | str) -> tuple[Any, bytes]:
         return self.engine.grammar(answer_format), b""
 
-    def speculated(self) -> tuple[Any, bytes]:
-        return self.engine.speculated, b""
-
     def n_cached(self, ids: list[int], rope: dict[str, Any] | None) -> tuple[Any, bytes]:
         return self.engine.n_cached(ids, rope=_yarn(rope)), b""
 
@@ -298,16 +294,10 @@ class Calls:
         stream, lock = self._streams[number]
         try:
             with lock:
-                if change is None:
-                    value = next(stream)
-                else:
-                    rope = _yarn(change["rope"])
-                    value = stream.send(Intervention(tuple(change["ids"]), change["grammar"], rope))
+                told: tuple[Any, bytes] = stream.send(_intervention(change))
         except StopIteration:
             return None, b""
-        if isinstance(value, np.ndarray):
-            return True, value.tobytes()
-        return value, pack(value) if isinstance(value, ScoredId) else b""
+        return told
 
     def drop(self, number: int) -> tuple[Any, bytes]:
         stream, lock = self._streams.pop(number)
@@ -315,13 +305,13 @@ class Calls:
             stream.close()
         return None, b""
 
-    def _prefill(self, ids: list[int], rope: dict[str, Any] | None) -> Iterator[int]:
-        stream: Iterator[int] = self.engine.prefill(ids, rope=_yarn(rope))
-        return stream
+    def _prefill(self, ids: list[int], rope: dict[str, Any] | None) -> _Told:
+        for n_read in self.engine.prefill(ids, rope=_yarn(rope)):
+            yield n_read, b""
 
-    def _logits(self, ids: list[int], rope: dict[str, Any] | None) -> Iterator[NDArray[np.float32]]:
-        stream: Iterator[NDArray[np.float32]] = self.engine.logits(ids, rope=_yarn(rope))
-        return stream
+    def _logits(self, ids: list[int], rope: dict[str, Any] | None) -> _Told:
+        for rows in self.engine.logits(ids, rope=_yarn(rope)):
+            yield True, rows.tobytes()
 
     def _generate(
         self,
@@ -331,20 +321,37 @@ class Calls:
         max_tokens: int,
         stop_ids: list[int],
         rope: dict[str, Any] | None,
-    ) -> Generation:
-        generation: Generation = self.engine.generate(
+    ) -> _Told:
+        drafts = Drafts()
+        generation = self.engine.generate(
             ids,
             sampling=Sampling(**sampling),
             seed=seed,
             max_tokens=max_tokens,
             stop_ids=frozenset(stop_ids),
             rope=_yarn(rope),
+            drafts=drafts,
         )
-        return generation
+        with closing(generation):
+            token_id = next(generation, None)
+            while token_id is not None:
+                scores = pack(token_id) if isinstance(token_id, ScoredId) else None
+                value = [token_id, [drafts.n_drafted, drafts.n_accepted], scores]
+                change = yield value, self.engine.token_bytes(token_id)
+                try:
+                    token_id = generation.send(change)
+                except StopIteration:
+                    return
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
     return None if value is None else dataclasses.asdict(value)
+
+
+def _intervention(fields: dict[str, Any] | None) -> Intervention | None:
+    if fields is None:
+        return None
+    return Intervention(tuple(fields["ids"]), fields["grammar"], _yarn(fields["rope"]))
 
 
 def _yarn(fields: dict[str, Any] | None) -> Yarn | None:

@@ -4,7 +4,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import psutil
 from numpy.typing import NDArray
 
 from convert.errors import QwqError
-from qwq_local.engine import Generation, shared_prefix
+from qwq_local.engine import Drafts, Generation, shared_prefix
 from qwq_local.engines.speculation import KV_UNIT, Drafting, Speculator
 from qwq_local.engines.stash import Stash, Stashed
 from qwq_local.rope import RopePlan, Yarn
@@ -67,12 +67,8 @@ class EngineLoop(ABC):
         self._n_reusable = 0  # of which another sequence may reuse so many
         self._ahead: list[int] = []  # proposed ids that the kv_cache holds beyond the _n_filled
         self._row = -1  # of the last logits, that which follows the _n_filled
+        self._unread: tuple[list[int], Yarn | None, Drafting | None] | None = None
         self.speculator: Speculator | None = None
-
-    @property
-    def speculated(self) -> tuple[int, int]:
-        speculator = self.speculator
-        return (0, 0) if speculator is None else (speculator.n_drafted, speculator.n_accepted)
 
     @abstractmethod
     def _set_rope(self, rope: Yarn | None) -> None:
@@ -150,6 +146,7 @@ class EngineLoop(ABC):
         max_tokens: int,
         stop_ids: Collection[int],
         rope: Yarn | None = None,
+        drafts: Drafts | None = None,
     ) -> Generation:
         assert ids, "a prompt has at least one id"
         assert len(ids) + max_tokens <= self.rope_plan.context_length
@@ -158,7 +155,7 @@ class EngineLoop(ABC):
         n_top = sampling.top_logprobs
         drafting = None
         if self.speculator is not None and n_top is None:
-            drafting = self.speculator.begin()
+            drafting = self.speculator.begin(Drafts() if drafts is None else drafts)
         with self._sampler(sampling, seed, ids) as sampler:
             while len(sequence) < end:
                 with self._lock:
@@ -169,8 +166,11 @@ class EngineLoop(ABC):
                 sequence.append(token_id)
                 if drafting is not None:
                     drafting.drew(token_id)
+                goes_on = len(sequence) < end and token_id not in stop_ids
+                self._unread = (sequence, rope, drafting) if goes_on else None
                 change = yield token_id
                 if change is not None:
+                    self._read_made(sequence, rope, drafting)  # forced ids are another batch
                     if drafting is not None:
                         drafting.forget()
                     for forced in change.ids:
@@ -181,6 +181,24 @@ class EngineLoop(ABC):
                     rope = rope if change.rope is None else change.rope
                 elif token_id in stop_ids:
                     return
+
+    def read_on(self) -> None:
+        """Read the id that was made last, while it is on its way to who decides how to go on.
+
+        For a process where one thread alone uses the engine.
+        """
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            self._read_made(*unread)
+
+    def _read_made(self, sequence: list[int], rope: Yarn | None, drafting: Drafting | None) -> None:
+        """Read the id that was made last, unless the kv_cache has turned to something else.
+
+        What fails here fails again when the next id is asked for.
+        """
+        with self._lock, suppress(QwqError):
+            if self._sequence is sequence and self._rope == rope:
+                self._hold(sequence, rope, drafting)
 
     def logits(
         self, ids: Sequence[int], *, rope: Yarn | None = None

@@ -20,7 +20,7 @@ _Box = queue.SimpleQueue[Message | EngineError]
 def isolate(
     path: Path, settings: EngineSettings, *, on_progress: OnProgress | None = None
 ) -> IsolatedEngine:
-    """A GGUF engine in a process of its own, for one reply at a time or for several."""
+    """An engine in a process of its own, for one reply at a time or for several."""
     kind = ParallelEngine if settings.parallel > 1 else IsolatedEngine
     return kind(path, settings, on_progress=on_progress)
 
@@ -107,10 +107,8 @@ class ParallelEngine(IsolatedEngine):
 
 
 def serve(channel: Channel) -> None:
-    """The life of the process: a file and settings in, then numbered calls in and results out."""
-    from qwq_local.engines.batched import BatchedEngine
-
-    calls = open_engine(channel, BatchedEngine)
+    """The life of the process: a path and settings in, then numbered calls in and results out."""
+    calls = open_engine(channel)
     if calls is None:
         return
     n_parallel: int = calls.engine.n_parallel

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Protocol
 
+from qwq_local.engine import Drafts
+
 SIZES = (8, 4, 2)
 """Rows of a batch: the last id of the sequence, and what is proposed to follow it."""
 KV_UNIT = 256
@@ -101,15 +103,14 @@ class Speculator:
 
     def __init__(self, make_drafter: Callable[[], Drafter], *, is_exact: bool) -> None:
         self.pace = Pace()
-        self.n_drafted = self.n_accepted = 0
         self._make_drafter = make_drafter
         self._is_exact = is_exact
         self._sizes = list(SIZES)
         self._agreed: set[tuple[int, int]] = set()
 
-    def begin(self) -> Drafting:
-        """For one reply."""
-        return Drafting(self, self._make_drafter())
+    def begin(self, drafts: Drafts) -> Drafting:
+        """For one reply, whose drafts are counted there."""
+        return Drafting(self, self._make_drafter(), drafts)
 
     def sizes(self, n_room: int) -> list[int]:
         return [size for size in self._sizes if size - 1 <= n_room]
@@ -129,9 +130,10 @@ class Speculator:
 class Drafting:
     """The proposals for one reply, those that are only watched included, and what came of them."""
 
-    def __init__(self, speculator: Speculator, drafter: Drafter) -> None:
+    def __init__(self, speculator: Speculator, drafter: Drafter, drafts: Drafts) -> None:
         self._speculator = speculator
         self._drafter = drafter
+        self._drafts = drafts
         self._proposed: list[int] = []  # and not contradicted so far
         self._n_right = 0
         self._n_read = 0  # of them, in a batch
@@ -161,7 +163,7 @@ class Drafting:
     def reading(self, n_rows: int) -> None:
         """The last id is being read, with n_rows - 1 proposed ones."""
         self._n_read = n_rows - 1
-        self._speculator.n_drafted += self._n_read
+        self._drafts.n_drafted += self._n_read
         self._n_rows, self._started = n_rows, time.perf_counter()
 
     def drew(self, token_id: int) -> None:
@@ -175,7 +177,7 @@ class Drafting:
         if self._proposed[self._n_right] != token_id:
             self._settle(ended=True)
             return
-        self._speculator.n_accepted += self._n_right < self._n_read
+        self._drafts.n_accepted += self._n_right < self._n_read
         self._n_right += 1
         if self._n_right == len(self._proposed):
             self._settle(ended=False)

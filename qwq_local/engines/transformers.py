@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError, QwqError, UsageError
-from qwq_local.description import read_json
+from qwq_local.description import is_gptq, read_json
 from qwq_local.engine import EngineSettings
 from qwq_local.engines.loop import EngineLoop, Sampler
 from qwq_local.memory import choose_context, usable_cores
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from qwq_local.engines.buffers import FixedSteps, KvBuffers
 
 _log = logging.getLogger(__name__)
+_quiet = threading.Lock()  # streams and the level of logging are the whole process's
 
 
 class TransformersEngine(EngineLoop):
@@ -40,12 +42,7 @@ class TransformersEngine(EngineLoop):
     Raises CheckpointError where the folder cannot be loaded.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: dict[str, Any],
-        settings: EngineSettings,
-    ) -> None:
+    def __init__(self, path: Path, settings: EngineSettings) -> None:
         try:
             import torch
             import transformers  # noqa: F401 - to tell that it is missing
@@ -67,7 +64,7 @@ class TransformersEngine(EngineLoop):
         }
         self._device = _device(torch)
         with _quietly():
-            self._model: Any = _load_model(path, config, self._device)
+            self._model: Any = _load_model(path, self._device)
         model_config = self._model.config
         head_dim = model_config.hidden_size // model_config.num_attention_heads
         n_values = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads * head_dim
@@ -264,12 +261,6 @@ def make_chain(sampling: Sampling, *, n_prompt: int) -> Any:
     return chain
 
 
-def is_gptq(config: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a GPTQ folder."""
-    quantization = config.get("quantization_config") or {}
-    return quantization.get("quant_method") == "gptq"
-
-
 def _device(torch: Any) -> Any:
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -278,13 +269,13 @@ def _device(torch: Any) -> Any:
     return torch.device("cpu")
 
 
-def _load_model(path: Path, config: dict[str, Any], device: Any) -> Any:
+def _load_model(path: Path, device: Any) -> Any:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    if is_gptq(config) and usable_cores() <= 2:
+    if is_gptq(read_json(path / "config.json")) and usable_cores() <= 2:
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with fewer its pool cannot start
     on_cpu = device.type == "cpu"
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -313,11 +304,14 @@ def _load_model(path: Path, config: dict[str, Any], device: Any) -> Any:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep the streams clean: GPTQModel prints to stdout, and torch's extensions warn."""
-    disabled = logging.root.manager.disable
+    """Keep the streams clean: GPTQModel prints to stdout, and torch's extensions warn.
+
+    One load at a time, so that each puts back what it found.
+    """
     printed = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(printed):
+    with _quiet, warnings.catch_warnings(), redirect_stdout(printed):
         warnings.simplefilter("ignore")
+        disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             yield

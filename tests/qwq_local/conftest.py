@@ -11,6 +11,7 @@ from convert.gguf_export import export_gguf
 from convert.gptq import GptqSettings
 from convert.gptq_export import export_gptq
 from qwq_local import QwQ
+from tests.qwq_local.server.running import running
 
 NANO = Path("quant_eval/nano/checkpoint")
 
@@ -43,6 +44,12 @@ def parallel_qwq(bf16_gguf: Path) -> Iterator[QwQ]:
 
 @pytest.fixture(scope="session")
 def folder_qwq() -> Iterator[QwQ]:
+    with QwQ.open(NANO, context=2048, threads=1, isolated=False) as qwq:
+        yield qwq
+
+
+@pytest.fixture(scope="session")
+def isolated_folder_qwq() -> Iterator[QwQ]:
     with QwQ.open(NANO, context=2048, threads=1) as qwq:
         yield qwq
 
@@ -59,12 +66,38 @@ def gptq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gptq_qwq(gptq_folder: Path) -> Iterator[QwQ]:
-    with QwQ.open(gptq_folder, context=2048, threads=1) as qwq:
+    with QwQ.open(gptq_folder, context=2048, threads=1, isolated=False) as qwq:
         yield qwq
 
 
-@pytest.fixture(params=["gguf_qwq", "isolated_qwq", "parallel_qwq", "folder_qwq", "gptq_qwq"])
+@pytest.fixture(scope="session")
+def remote_qwq(bf16_gguf: Path) -> Iterator[QwQ]:
+    with (
+        running(lambda: QwQ.open(bf16_gguf, context=2048, threads=1)) as server,
+        QwQ.open(f"{server.url}/v1") as qwq,
+    ):
+        yield qwq
+
+
+ENGINES = [
+    "gguf_qwq",
+    "isolated_qwq",
+    "parallel_qwq",
+    "folder_qwq",
+    "isolated_folder_qwq",
+    "gptq_qwq",
+]
+
+
+@pytest.fixture(params=ENGINES)
 def qwq(request: pytest.FixtureRequest) -> QwQ:
     """Each engine in turn: what holds for one holds for all."""
+    model: QwQ = request.getfixturevalue(request.param)
+    return model
+
+
+@pytest.fixture(params=[*ENGINES, "remote_qwq"])
+def any_qwq(request: pytest.FixtureRequest) -> QwQ:
+    """A model on a server too: what holds for conversations, whoever makes the tokens."""
     model: QwQ = request.getfixturevalue(request.param)
     return model

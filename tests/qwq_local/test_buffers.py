@@ -1,6 +1,7 @@
 """The kv_cache of torch engines in buffers, and steps of fixed shape as a graph repeats them."""
 
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import DynamicCache
 from qwq_local import QwQ
 from qwq_local.engines import buffers
 from qwq_local.engines.buffers import FixedSteps, Run
-from qwq_local.engines.transformers import TransformersEngine
+from qwq_local.engines.transformers import TransformersEngine, _quietly
 from tests.qwq_local.test_engines import greedy, ids_of
 
 N_TOKENS = 90
@@ -102,3 +103,22 @@ def test_a_graph_that_is_wrong_is_not_used(
     reasons = {"fails": "not permitted when stream", "differs": "it gives other logits"}
     assert [r for r in caplog.messages if "not captured as a graph" in r and reasons[how] in r]
     assert len(caplog.messages) == 1
+
+
+def test_loads_that_overlap_put_logging_back() -> None:
+    """Would catch a log that stays silent for good: the second load found it silenced."""
+    entered, left = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with _quietly():
+            entered.set()
+            left.wait()
+
+    before = logging.root.manager.disable
+    with _quietly():
+        thread = threading.Thread(target=other)
+        thread.start()
+        entered.wait(0.3)  # it must not, and has had the time
+    left.set()
+    thread.join()
+    assert logging.root.manager.disable == before

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from convert.errors import QwqError, UsageError
-from qwq_local import QwQ, Sampling
+from qwq_local import QwQ, Reasoning, Sampling
 from qwq_local.chat_template import ChatTemplate
 from qwq_local.engine import shared_prefix
 from qwq_local.engines.loop import REUSE_UNIT
@@ -235,3 +235,26 @@ def test_every_engine_follows_a_session(qwq: QwQ) -> None:
     stream.cancel()
     assert stream.reply().finish_reason == "cancelled"
     assert len(session.messages) == 2
+
+
+def test_every_engine_holds_a_conversation(any_qwq: QwQ) -> None:
+    """Would catch an engine whose thoughts, stops, figures or cancelled turns are its own."""
+    question = "What is 12 + 34?"
+    session = any_qwq.session(system="Be brief.", sampling=GREEDY, seed=1)
+    reply = session.ask(question, reasoning_tokens=12, max_tokens=90)
+    assert reply.reasoning
+    assert len(reply.answer) > 2
+    assert 12 <= reply.usage.reasoning_tokens < reply.usage.completion_tokens <= 90
+    assert reply.usage.prompt_tokens == reply.timings.n_cached + reply.timings.n_prefilled
+    assert reply.notices[0].kind == "sampling"
+    stream = session.send("And 35?")
+    next(event for event in stream if isinstance(event, Reasoning))
+    stream.cancel()
+    assert stream.reply().finish_reason == "cancelled"
+    assert [message["role"] for message in session.messages] == ["system", "user", "assistant"]
+    stop = reply.answer[len(reply.answer) // 2 :]
+    other = any_qwq.session(system="Be brief.", sampling=GREEDY, seed=1)
+    stopped = other.ask(question, reasoning_tokens=12, max_tokens=90, stop=[stop])
+    assert (stopped.reasoning, stopped.finish_reason) == (reply.reasoning, "stop")
+    assert stopped.answer == reply.answer[: reply.answer.index(stop)]
+    assert session.ask("And 35?", max_tokens=20).usage.prompt_tokens > reply.usage.prompt_tokens

@@ -6,14 +6,15 @@ import random
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert.errors import EngineError, GgufError, QwqError, UsageError
-from qwq_local import QwQ, Sampling
+from qwq_local import Limits, QwQ, Sampling
+from qwq_local.engines.gguf import GgufEngine
 from qwq_local.engines.isolated import IsolatedEngine
 
 GREEDY = Sampling(temperature=0)
@@ -49,9 +50,48 @@ def test_it_computes_what_the_engine_within_computes(gguf_qwq: QwQ, isolated_qwq
         theirs.answer,
         theirs.usage,
     )
+    steered = []
+    for one in (isolated_qwq, gguf_qwq):
+        stream = one.reply(messages, seed=3, max_tokens=80, limits=Limits(80, reasoning_tokens=30))
+        stream.steer("ones first")
+        made = stream.reply()
+        steered.append((made.reasoning, made.answer, made.usage))
+    assert steered[0] == steered[1]
+    assert "ones first" in steered[0][0]
     ids = isolated_qwq.engine.tokenize("Which is larger?" * 20, parse_special=False)
     for a, b in zip(isolated_qwq.engine.logits(ids), gguf_qwq.engine.logits(ids), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_id_is_read_before_the_next_is_asked_for(gguf_qwq: QwQ) -> None:
+    """Would catch a process that waits for its reader, or reads what nobody will ask for."""
+    engine = gguf_qwq.engine
+    assert isinstance(engine, GgufEngine)
+    ids = engine.tokenize("What is 12 + 34?", parse_special=False)
+
+    def reading(stop_ids: Collection[int]) -> list[int]:
+        n_fed = []
+        stream = engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=3, stop_ids=stop_ids)
+        for _ in stream:
+            before = engine._n_filled
+            engine.read_on()
+            engine.read_on()
+            n_fed.append(engine._n_filled - before)
+        return n_fed
+
+    assert reading(()) == [1, 1, 0]
+    first = next(engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=1, stop_ids=()))
+    assert reading({first}) == [0]
+
+
+def test_a_folders_process_may_die_too(isolated_folder_qwq: QwQ) -> None:
+    session = isolated_folder_qwq.session(sampling=GREEDY)
+    stream = session.send("What is 12 + 34?", max_tokens=20)
+    next(stream)
+    kill(isolated_folder_qwq)
+    with pytest.raises(EngineError, match="it died with signal SIGKILL"):
+        stream.reply()
+    assert session.ask("What is 12 + 34?", max_tokens=20).usage.completion_tokens == 20
 
 
 def test_a_dead_process_is_an_error_and_the_next_turn_goes_on(qwq: QwQ) -> None:

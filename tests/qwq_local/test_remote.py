@@ -235,6 +235,22 @@ def test_cancelling_hangs_up_at_once(server: Scripted) -> None:
     assert server.hung_up.wait(5)
 
 
+def test_wishes_are_passed_on_or_refused(server: Scripted) -> None:
+    """Would catch an answer_now or a hint that is dropped in silence."""
+    server.scripts += [[chunk(reasoning="Hm."), *SCRIPTS["vLLM"]], 404, 404]
+    with QwQ.open(server.url) as qwq:
+        stream = qwq.session().send("?")
+        stream.answer_now()
+        stream.steer("mind the sign")
+        reply = stream.reply()
+    assert [n.text for n in reply.notices] == [
+        "the server takes no answer-now; the thought goes on",
+        "the server takes no steer; the thought goes on",
+    ]
+    assert (reply.reasoning, reply.answer) == ("Hm.Hm.", "Yes.")
+    assert server.bodies[1:] == [{}, {"hint": "mind the sign"}]
+
+
 def test_what_a_server_cannot_do_is_said(server: Scripted) -> None:
     reply = ask(server, SCRIPTS["vLLM"], reasoning_seconds=1.0)
     assert reply.notices == (

@@ -13,7 +13,7 @@ from convert.errors import UsageError
 from convert.gguf_export import export_gguf
 from convert.gguf_header import read_header
 from qwq_local import QwQ, Sampling
-from qwq_local.engine import EngineSettings, Intervention
+from qwq_local.engine import Drafts, EngineSettings, Intervention
 from qwq_local.engines.draft import DraftDrafter, check_vocabulary
 from qwq_local.engines.gguf import GgufEngine
 from qwq_local.engines.loop import EngineLoop
@@ -67,8 +67,15 @@ def eager(make_drafter: Callable[[], Drafter], *, is_exact: bool = True) -> Spec
     return speculator
 
 
-def reply(engine: EngineLoop, ids: list[int], sampling: Sampling, n: int = 150) -> list[int]:
-    return list(engine.generate(ids, sampling=sampling, seed=4, max_tokens=n, stop_ids=()))
+def reply(
+    engine: EngineLoop,
+    ids: list[int],
+    sampling: Sampling,
+    n: int = 150,
+    drafts: Drafts | None = None,
+) -> list[int]:
+    options: dict[str, Any] = {"seed": 4, "max_tokens": n, "stop_ids": (), "drafts": drafts}
+    return list(engine.generate(ids, sampling=sampling, **options))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(), HOT], ids=["greedy", "default", "hot"])
@@ -80,10 +87,9 @@ def test_the_ids_are_those_of_the_plain_loop(engine: GgufEngine, sampling: Sampl
     for size in SIZES:
         engine.speculator = speculator = eager(lambda: Oracle(ids + expected))
         speculator._sizes = [size]
-        assert reply(engine, ids, sampling) == expected, size
-        assert speculator.n_accepted > 50, "or too little was tried"
-        assert speculator.n_drafted > speculator.n_accepted
-        assert engine.speculated == (speculator.n_drafted, speculator.n_accepted)
+        drafts = Drafts()
+        assert reply(engine, ids, sampling, drafts=drafts) == expected, size
+        assert drafts.n_drafted > drafts.n_accepted > 50, "or too little was tried"
     engine.speculator = eager(NgramDrafter)
     assert reply(engine, ids, sampling) == expected
 
@@ -95,14 +101,16 @@ def test_batches_that_round_otherwise_are_not_read(bf16_gguf: Path) -> None:
     engine.speculator = None
     expected = reply(engine, ids, GREEDY, 60)
     engine.speculator = speculator = eager(lambda: Oracle(ids + expected))
-    assert reply(engine, ids, GREEDY, 60) == expected
+    drafts = Drafts()
+    assert reply(engine, ids, GREEDY, 60, drafts) == expected
     if speculator._sizes:  # this processor computes the same bits
-        assert speculator.n_accepted > 0
+        assert drafts.n_accepted > 0
     else:
-        assert speculator.n_drafted == 0
-    engine.speculator = speculator = eager(lambda: Oracle(ids + expected), is_exact=False)
-    assert len(reply(engine, ids, GREEDY, 60)) == 60
-    assert speculator.n_accepted > 0
+        assert drafts.n_drafted == 0
+    engine.speculator = eager(lambda: Oracle(ids + expected), is_exact=False)
+    drafts = Drafts()
+    assert len(reply(engine, ids, GREEDY, 60, drafts)) == 60
+    assert drafts.n_accepted > 0
     engine.close()
 
 
@@ -135,30 +143,36 @@ def test_what_is_put_into_a_reply_and_replies_that_take_turns(engine: GgufEngine
     second = engine.tokenize("Another text, and another. " * 9, parse_special=False)
     hint = tuple(engine.tokenize("Wait, mind 34.", parse_special=False))
 
+    drafts = Drafts()
+
     def steered() -> list[int]:
-        stream = engine.generate(first, sampling=HOT, seed=1, max_tokens=120, stop_ids=())
+        stream = engine.generate(
+            first, sampling=HOT, seed=1, max_tokens=120, stop_ids=(), drafts=drafts
+        )
         ids = [next(stream)]
         while len(ids) < 60:
             ids.append(stream.send(Intervention(hint) if len(ids) in (5, 6, 31) else None))
         stream.close()
         return ids
 
-    def in_turns() -> list[list[int]]:
+    def in_turns(*counts: Drafts) -> list[list[int]]:
         streams = [
-            engine.generate(ids, sampling=GREEDY, seed=1, max_tokens=24, stop_ids=())
-            for ids in (first, second)
+            engine.generate(
+                ids, sampling=GREEDY, seed=1, max_tokens=24, stop_ids=(), drafts=counted
+            )
+            for ids, counted in zip((first, second), counts, strict=True)
         ]
         turns = list(zip(*streams, strict=True))
         return [list(ids) for ids in zip(*turns, strict=True)]
 
     engine.speculator = None
-    expected = steered(), in_turns()
+    expected = steered(), in_turns(Drafts(), Drafts())
     known = [*first, *expected[0][:5], *hint, expected[0][5], *hint, *expected[0][6:]]
     engine.speculator = eager(lambda: Oracle(known))
     assert steered() == expected[0]
-    assert engine.speculator.n_accepted > 5
+    assert drafts.n_accepted > 5
     engine.speculator = eager(lambda: Oracle(first + expected[1][0]))
-    assert in_turns() == expected[1]
+    assert in_turns(Drafts(), Drafts()) == expected[1]
 
 
 def test_ngrams_are_found_where_they_were_last() -> None:
@@ -200,8 +214,9 @@ def test_nothing_is_read_in_vain(engine: GgufEngine) -> None:
     expected = reply(engine, ids, GREEDY, 60)
     wrong = [t + 1 for t in ids + expected]
     engine.speculator = speculator = Speculator(lambda: Oracle(wrong), is_exact=True)
-    assert reply(engine, ids, GREEDY, 60) == expected
-    assert engine.speculated == (0, 0)
+    drafts = Drafts()
+    assert reply(engine, ids, GREEDY, 60, drafts) == expected
+    assert drafts == Drafts(0, 0)
     assert not speculator._agreed
 
 
@@ -215,8 +230,9 @@ def test_a_draft_model_proposes(q8_gguf: Path, bf16_gguf: Path) -> None:
     expected = reply(engine, ids, GREEDY)
     engine.speculator = speculator
     speculator.pace.least_speedup = 0.0
-    assert reply(engine, ids, GREEDY) == expected
-    assert speculator.n_accepted > 0.7 * speculator.n_drafted > 50
+    drafts = Drafts()
+    assert reply(engine, ids, GREEDY, drafts=drafts) == expected
+    assert drafts.n_accepted > 0.7 * drafts.n_drafted > 50
     for sampling in (Sampling(), HOT):
         engine.speculator = None
         expected = reply(engine, ids, sampling)
