@@ -32,13 +32,17 @@ class Verdict(BaseModel):
     larger: Literal["9.9", "9.11"]
 
 
-@pytest.fixture
-def langchain(nano_server: Running, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Its class for OpenAI's interface, which counts thoughts and shows none."""
+@pytest.fixture(params=["ChatOpenAI", "ChatQwQ"])
+def langchain(
+    nano_server: Running, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Any:
+    """Its classes for OpenAI's interface, which counts thoughts and shows none, and for QwQ's."""
     monkeypatch.setenv("LANGSMITH_TRACING", "false")
     from langchain_openai import ChatOpenAI
+    from langchain_qwq import ChatQwQ
 
-    client: Any = ChatOpenAI  # its fields go by aliases that its types do not know
+    # Any: fields go by aliases that their types do not know
+    client: Any = {"ChatOpenAI": ChatOpenAI, "ChatQwQ": ChatQwQ}[request.param]
 
     def make(**options: Any) -> Any:
         url = f"{nano_server.url}/v1"
@@ -49,6 +53,8 @@ def langchain(nano_server: Running, monkeypatch: pytest.MonkeyPatch) -> Any:
             max_retries=0,
             timeout=60,
             max_tokens=400,
+            seed=1,
+            extra_body={"thinking_budget": 64},
             **options,
         )
 
@@ -66,11 +72,17 @@ def litellm(nano_server: Running, monkeypatch: pytest.MonkeyPatch) -> Any:
             api_base=f"{nano_server.url}/v1",
             api_key="any",
             max_tokens=400,
+            seed=1,
+            extra_body={"thinking_budget": 64},
             num_retries=0,
             **options,
         )
 
     return complete
+
+
+def is_qwqs(langchain: Any) -> bool:
+    return type(langchain()).__name__ == "ChatQwQ"
 
 
 def test_langchain_streams_chat_completions_with_their_usage(langchain: Any) -> None:
@@ -80,6 +92,7 @@ def test_langchain_streams_chat_completions_with_their_usage(langchain: Any) -> 
     assert whole is not None
     assert whole.content
     assert "</think>" not in whole.content
+    assert bool(whole.additional_kwargs.get("reasoning_content")) == is_qwqs(langchain)
     assert whole.usage_metadata["output_token_details"]["reasoning"] > 0
 
 
@@ -97,8 +110,14 @@ def test_langchain_calls_a_tool(langchain: Any) -> None:
 
 
 def test_langchain_gets_a_structured_answer(langchain: Any) -> None:
-    model = langchain().with_structured_output(Verdict, method="json_schema")
-    assert isinstance(model.invoke(TEXT), Verdict)
+    """ChatQwQ knows of no schema but as a tool that the model may leave uncalled: it is bound."""
+    if is_qwqs(langchain):
+        schema = {"name": "verdict", "schema": Verdict.model_json_schema()}
+        model = langchain().bind(response_format={"type": "json_schema", "json_schema": schema})
+        Verdict.model_validate_json(model.invoke(TEXT).content)
+    else:
+        model = langchain().with_structured_output(Verdict, method="json_schema")
+        assert isinstance(model.invoke(TEXT), Verdict)
 
 
 def test_langchain_is_told_what_is_wrong(langchain: Any) -> None:
