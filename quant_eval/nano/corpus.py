@@ -1,11 +1,13 @@
 """The corpus of nano-qwq: problems of every kind, mixed and made harder as training goes on.
 
 `python -m quant_eval.nano.corpus` writes the calibration set (from the training side) and the
-evaluation set (from the held-out side) that the packages ship.
+evaluation set (from the held-out side) that the packages ship; with `--held-out 120 --seed 1 --out
+FILE` so many other held-out conversations of each kind, where the shipped ones are too few to tell.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -100,7 +102,22 @@ def shipped_sets(
     return {path: [_json_line(problem) for problem in problems] for path, problems in sets.items()}
 
 
-if __name__ == "__main__":
-    for path, lines in shipped_sets().items():
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--held-out", type=int, metavar="N", help="conversations of each kind")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="where the held-out ones go")
+    arguments = parser.parse_args()
+    if (arguments.held_out is None) != (arguments.out is None):
+        parser.error("--held-out and --out go together; give both, or neither")
+    sets = shipped_sets()
+    if arguments.out:
+        problems = [p for k in TASKS for p in held_out(k, arguments.held_out, seed=arguments.seed)]
+        sets = {arguments.out: [_json_line(problem) for problem in problems]}
+    for path, lines in sets.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

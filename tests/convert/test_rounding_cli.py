@@ -9,6 +9,7 @@ from gguf import GGUFReader
 from typer.testing import CliRunner, Result
 
 import convert
+from convert import rounding
 from convert.calibrate import open_calibration
 from convert.calibrate_cli import app as calibrate_app
 from convert.checkpoint import Checkpoint
@@ -76,10 +77,10 @@ def test_every_output_holds_the_rounded_rows(
                 full_name = f"model.layers.0.{linear}.weight"
                 weight = checkpoint.read(full_name)
                 tensor = header.tensors[f"blk.0.{gguf_name}.weight"]
-                rounding = GptqRounding(
+                rounded = GptqRounding(
                     checkpoint, opened, {full_name: frozenset({tensor.quant_type})}
                 )
-                expected = rounding.rows(full_name, tensor.quant_type, 0, len(weight))
+                expected = rounded.rows(full_name, tensor.quant_type, 0, len(weight))
                 assert expected is not None
                 found = stored[tensor.offset : tensor.offset + tensor.nbytes]
                 assert found == expected.tobytes(), (name, linear)
@@ -91,6 +92,30 @@ def test_every_output_holds_the_rounded_rows(
                 assert found != plain.tobytes()
             embeddings = header.tensors["token_embd.weight"]
             assert embeddings.quant_type in (QuantType.Q4_K, QuantType.Q2_K)
+
+
+def test_the_best_damping_is_kept_and_refined(
+    source: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches the last encoding in place of the best, and a best one that is left as it was."""
+    name, quant_type = "model.layers.0.mlp.down_proj.weight", QuantType.Q2_K
+    with Checkpoint.open(source) as checkpoint:
+        opened = open_calibration(calibration, checkpoint)
+
+        def error(damps: tuple[float, ...], n_sweeps: int) -> float:
+            monkeypatch.setattr(rounding, "DAMPS", damps)
+            monkeypatch.setattr(rounding, "N_SWEEPS", n_sweeps)
+            rounded = GptqRounding(checkpoint, opened, {name: frozenset({quant_type})})
+            rounded.rows(name, quant_type, 0, 1)
+            (choice,) = rounded.choices
+            return choice.relative_error
+
+        alone = [error((damp,), 0) for damp in (0.1, 1e4)]
+        best = min(*alone, 1.0)
+        assert alone[0] < 1
+        assert error((0.1, 1e4), 0) == pytest.approx(best)
+        assert error((1e4, 0.1), 0) == pytest.approx(best)
+        assert error((0.1,), 3) < 0.99 * alone[0]
 
 
 def test_a_calibration_is_an_imatrix_too(source: Path, calibration: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from quant_eval.nano import CHECKPOINT, train
+from convert.calibration import load_conversations
+from quant_eval.nano import CHECKPOINT, corpus, train
 from quant_eval.nano.accuracy import N_PROBLEMS, accuracy, load_reference
 from quant_eval.nano.corpus import MIX
 from quant_eval.nano.muon import orthogonalize
@@ -220,3 +221,19 @@ def test_nano_qwq_solves_what_its_card_says(model: Any, tokenizer: Any, greedy: 
     assert {kind: figure for kind, figure in figures.items() if figure < PROMISED[kind]} == {}
     scores = accuracy(model, tokenizer, n_problems=N_PROBLEMS, greedy=greedy)
     assert {kind: score for kind, score in scores.items() if score < figures[kind] - 0.05} == {}
+
+
+def test_more_held_out_conversations_than_are_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them is text to calibrate on, and the shipped sets stay as they are."""
+    path = tmp_path / "more.jsonl"
+    monkeypatch.setattr("sys.argv", ["corpus", "--held-out", "30", "--out", str(path)])
+    corpus.main()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(set(lines)) == 30 * len(TASKS)
+    assert not set(lines) & set(corpus.CALIBRATION.read_text(encoding="utf-8").splitlines())
+    assert len(load_conversations(path)) == len(lines)
+    monkeypatch.setattr("sys.argv", ["corpus", "--held-out", "30"])
+    with pytest.raises(SystemExit):
+        corpus.main()
