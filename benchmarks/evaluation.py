@@ -1,11 +1,12 @@
 """What the suite's own work adds to the engine's on a pass of KL, at QwQ-32B's shapes.
 
 `make bench-eval` writes a checkpoint with QwQ-32B's widths, vocabulary of 152,064 and one layer,
-quantizes it to Q4_K_M and scores passages, every token of them. The engine's time for 64 layers is
-64 times that of one (prefill without logits) and once that of the output matrix (with logits less
-without). The suite's own work is the same for any number of layers: what a pass over the one-layer
-file takes beyond its engine. llama.cpp's route keeps the base model's logits on the disk in 16
-bits; that is timed with the same logits, kept and read as its tool keeps them.
+quantizes it to Q4_K_M and scores passages: every token of them, and then the share that replies
+have of the built-in text, whose prompts are read too. The engine's time for 64 layers is 64 times
+that of one (prefill without logits) and once that of the output matrix (with logits less without).
+The suite's own work is the same for any number of layers: what a pass over the one-layer file takes
+beyond its engine. llama.cpp's route keeps the base model's logits on the disk in 16 bits; that is
+timed with the same logits, kept and read as its tool keeps them.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from convert.calibration import TokenizedConversation
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
-from quant_eval.divergence import rows_between, score_passage, scored_rows, summarize
+from quant_eval.divergence import TokenScores, rows_between, score_passage, scored_rows, summarize
 from quant_eval.pipeline import NANO_CHECKPOINT
 from quant_eval.reference import Reference
 from quant_eval.suite import read_evaluation_text, tokenize_text
@@ -87,12 +89,11 @@ def measure(
         drop(qwq.engine.logits(unseen))
         for passage in passages:
             timed(times, "received", partial(drop, qwq.engine.logits(passage.ids)))
-        started = time.perf_counter()
-        scores = []
-        for passage, exact in zip(passages, reference.logits(spans), strict=True):
-            rows = rows_between(qwq.engine.logits(passage.ids), *scored_rows(passage))
-            scores.append(score_passage(passage, exact, rows, threads=threads))
-        whole = (time.perf_counter() - started) / (n_tokens * n_passages)
+        whole, scores = pass_over(qwq, reference, passages, threads)
+        share = scored_share()
+        n_prompt = round((1 - share) * n_tokens)
+        prompted = [replace(one, n_prompt=n_prompt, answer_start=n_prompt) for one in passages]
+        with_prompts, _ = pass_over(qwq, reference, prompted, threads)
     n_peak = peak_nbytes()
     with QwQ.open(path, context=n_tokens + 64, threads=threads, isolated=False) as qwq:
         drop(qwq.engine.logits(unseen))
@@ -118,6 +119,7 @@ def measure(
     head = max(0.0, each["logits"] - each["prefill"])
     engine = N_LAYERS * each["prefill"] + head
     own = whole - each["logits"] + each["summary"]
+    own_with_prompts = with_prompts - each["logits"] + share * each["summary"]
     for name, seconds in (
         (f"engine, {N_LAYERS} layers", N_LAYERS * each["prefill"]),
         ("engine, output matrix", head),
@@ -131,10 +133,9 @@ def measure(
     ):
         print(f"{name:<32} {1000 * seconds:9.3f} ms a token")
     print(f"the suite's own work on top of the engine's: {own / engine:.1%}")
-    share = scored_share()
     print(
-        f"on the built-in text, where prompts are read too and {share:.0%} of the tokens (by "
-        f"nano-qwq's tokenizer) are scored: {share * own / engine:.1%}"
+        f"the same where prompts are read too and {share:.0%} of the tokens are scored, as of the "
+        f"built-in text by nano-qwq's tokenizer: {own_with_prompts / engine:.1%}"
     )
     print(
         f"a pass over {N_TOKENS:,} scored tokens without prompts: engine "
@@ -148,6 +149,20 @@ def measure(
     )
     error = score_passage(alone, [ours], [again]).kl_nats.mean()
     print(f"KL between these logits and the same in 16 bits: {error:.2g} nats")
+
+
+def pass_over(
+    qwq: QwQ, reference: Reference, passages: Sequence[TokenizedConversation], threads: int
+) -> tuple[float, list[TokenScores]]:
+    """Score the passages as the suite does: seconds for each of their tokens, and the scores."""
+    started = time.perf_counter()
+    spans = [(index, *scored_rows(passage)) for index, passage in enumerate(passages)]
+    scores = []
+    for passage, exact in zip(passages, reference.logits(spans), strict=True):
+        rows = rows_between(qwq.engine.logits(passage.ids), *scored_rows(passage))
+        scores.append(score_passage(passage, exact, rows, threads=threads))
+    n_tokens = sum(len(passage.ids) - 1 for passage in passages)
+    return (time.perf_counter() - started) / n_tokens, scores
 
 
 def keep_in_16_bits(logits: NDArray[np.float32], path: Path) -> None:

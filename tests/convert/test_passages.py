@@ -62,6 +62,7 @@ def test_parquet_rows(tmp_path: Path) -> None:
                 "messages": [None, [PROMPT]],
                 "reasoning": [None, "2 and 3 make 5."],
                 "answer": [None, "5"],
+                "kind": pyarrow.array([None, None], pyarrow.string()),
             }
         ),
         path,
