@@ -16,7 +16,7 @@ from qwq_local.messages import Message
 from qwq_local.reply import Event, Notice
 from qwq_local.respond import Request, respond, rope_notice
 from qwq_local.rope import Yarn
-from qwq_local.saved import identify
+from qwq_local.saved import Cached, identify
 from qwq_local.stream import Control
 from qwq_local.turn import Turn, sampling_notices
 
@@ -102,21 +102,32 @@ class LocalModel:
         template = hashlib.sha256(self.description.template.encode()).hexdigest()
         return {"model": identify(self.path), "template": template}
 
-    def export_cache(self, turn: Turn, role: str) -> tuple[list[int], bytes]:
+    def export_cache(self, turn: Turn, role: str) -> tuple[Cached, bytes]:
         """What warm would read, and the kv_cache of it."""
         self.warm(turn, role)
         self.wait_until_warm()
-        ids = self._next_prefix(turn, role)
-        return ids, self.engine.export_cache(ids, rope=self._rope(turn, ids))
+        cached = self._cached(turn, role)
+        return cached, self.engine.export_cache(cached.ids, rope=cached.rope)
 
-    def import_cache(self, turn: Turn, role: str, ids: list[int], state: bytes) -> None:
-        """Raises QwqError where the ids are not those of the conversation."""
-        if ids != self._next_prefix(turn, role):
+    def import_cache(self, turn: Turn, role: str, cached: Cached, state: bytes) -> None:
+        """Raises QwqError where it is not the kv_cache of the conversation with this rope."""
+        expected = self._cached(turn, role)
+        if cached.ids != expected.ids:
             raise QwqError(
                 "session: its ids are not those of its messages, so the kv_cache is of no use; "
                 "load it with cache=False"
             )
-        self.engine.import_cache(ids, state, rope=self._rope(turn, ids))
+        if cached.rope != expected.rope:
+            raise QwqError(
+                f"session: its kv_cache was read with {_named(cached.rope)}, and here the "
+                f"same ids are read with {_named(expected.rope)}; open the model with the "
+                "context that it was saved with, or load it with cache=False"
+            )
+        self.engine.import_cache(cached.ids, state, rope=cached.rope)
+
+    def _cached(self, turn: Turn, role: str) -> Cached:
+        ids = self._next_prefix(turn, role)
+        return Cached(ids, self._rope(turn, ids))
 
     def _rope(self, turn: Turn, ids: list[int]) -> Yarn | None:
         plan = self.engine.rope_plan
@@ -198,3 +209,7 @@ class LocalModel:
             grammar=None if answer_format is None else self.engine.grammar(answer_format),
             turn=turn,
         )
+
+
+def _named(rope: Yarn | None) -> str:
+    return "native rope" if rope is None else f"YaRN with factor {rope.factor:g}"

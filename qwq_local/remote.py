@@ -26,6 +26,7 @@ from qwq_local.reply import (
     Usage,
 )
 from qwq_local.sampling import Sampling
+from qwq_local.saved import Cached
 from qwq_local.sse import Server
 from qwq_local.stream import Control
 from qwq_local.tools import CALL_CLOSE, CALL_OPEN, parse_call
@@ -75,11 +76,11 @@ class RemoteModel:
         """By what this model is told from others, for sessions that are saved."""
         return {"model": self.name}
 
-    def export_cache(self, _turn: Turn, _role: str) -> tuple[list[int], bytes]:
+    def export_cache(self, _turn: Turn, _role: str) -> tuple[Cached, bytes]:
         """The kv_cache is the server's."""
         raise UsageError(f"{self._server.url}: a server keeps its kv_cache; save without it")
 
-    def import_cache(self, _turn: Turn, _role: str, _ids: list[int], _state: bytes) -> None:
+    def import_cache(self, _turn: Turn, _role: str, _cached: Cached, _state: bytes) -> None:
         """The kv_cache is the server's."""
         raise UsageError(f"{self._server.url}: a server keeps its kv_cache; load without it")
 

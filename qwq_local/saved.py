@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from convert.errors import QwqError
 from convert.files import replacing_file
+from qwq_local.rope import Yarn
 
-FORMAT = 1
+FORMAT = 2
 MAX_TEXT_NBYTES = 1 << 28
 _ENDS_NBYTES = 1 << 20
 
@@ -24,6 +25,20 @@ class Saved:
     fields: Mapping[str, Any]
     bound_to: Mapping[str, Any]
     state: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What a kv_cache was read from, and with which rope."""
+
+    ids: list[int]
+    rope: Yarn | None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of asdict."""
+        rope = fields["rope"]
+        return cls(fields["ids"], None if rope is None else Yarn(**rope))
 
 
 def write_saved(path: Path, saved: Saved, *, force: bool) -> None:

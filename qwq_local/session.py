@@ -15,7 +15,7 @@ from qwq_local.functions import Function, as_text, call_function, describe_funct
 from qwq_local.messages import Message, normalise
 from qwq_local.reply import Answer, Done, Event, Notice, Reasoning, Reply, ToolCall
 from qwq_local.sampling import MAX_SEED, Sampling, choose_seed
-from qwq_local.saved import Saved, read_saved, write_saved
+from qwq_local.saved import Cached, Saved, read_saved, write_saved
 from qwq_local.stream import AsyncStream, Control, Stream
 from qwq_local.turn import Limits, Turn
 
@@ -185,10 +185,9 @@ class Session:
         """
         with self._lock:
             self._check_idle()
-        ids: list[int] = []
-        state = b""
+        cached, state = None, b""
         if cache and self._messages:
-            ids, state = self._model.export_cache(self._next_turn(), self._next_role())
+            cached, state = self._model.export_cache(self._next_turn(), self._next_role())
         fields = {
             "messages": self._messages,
             "tools": self._tools,
@@ -197,7 +196,7 @@ class Session:
             "overflow": self._overflow,
             "n_dropped": self._n_dropped,
             "yarn": self._yarn,
-            "ids": ids,
+            "cached": None if cached is None else dataclasses.asdict(cached),
         }
         write_saved(Path(path), Saved(fields, self._model.bound_to(), state), force=force)
 
@@ -224,7 +223,8 @@ class Session:
         session._n_dropped, session._yarn = fields["n_dropped"], fields["yarn"]
         if saved.state and cache:
             turn, role = session._next_turn(), session._next_role()
-            model.import_cache(turn, role, fields["ids"], saved.state)
+            cached = Cached.from_fields(fields["cached"])
+            model.import_cache(turn, role, cached, saved.state)
         return session
 
     def _next_turn(self) -> Turn:

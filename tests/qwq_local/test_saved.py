@@ -8,6 +8,7 @@ import pytest
 from convert.errors import OutputExistsError, QwqError, UsageError
 from qwq_local import QwQ, Sampling
 from qwq_local.local import LocalModel
+from qwq_local.rope import plan_rope
 from tests.fakes import FakeEngine, describe_fake
 from tests.qwq_local.test_session import REPLY, TEMPLATE, TOOLS, model
 from tests.qwq_local.test_warm import COUNTING
@@ -69,7 +70,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     qwq.load_session(path)
     wrong = [b"", b"{}", b"[]\n", data[:-1], data + b"x", data.replace(b"One?", b"Two?")]
-    wrong += [data.replace(b'"format": 1', b'"format": 9'), b"\xff" + data, data[: len(data) // 2]]
+    wrong += [data.replace(b'"format": 2', b'"format": 9'), b"\xff" + data, data[: len(data) // 2]]
     for damaged in wrong:
         path.write_bytes(damaged)
         with pytest.raises(QwqError, match=r"talk\.session: .*; "):
@@ -92,6 +93,30 @@ def test_it_is_bound_to_its_model(tmp_path: Path, bf16_gguf: Path, gguf_qwq: QwQ
         other.load_session(path)
     saved = json.loads(path.read_bytes().partition(b"\n")[0])
     assert set(saved["bound_to"]) == {"model", "template"}
+
+
+@pytest.mark.parametrize("lengths", [(40_960, 131_072), (40_960, 4096), (4096, 40_960)])
+def test_its_cache_is_bound_to_the_rope(tmp_path: Path, lengths: tuple[int, int]) -> None:
+    """Would catch positions that were read at another scale, and are taken for these."""
+    path = tmp_path / "talk.session"
+
+    def opened(n_context: int, *replies: str) -> tuple[QwQ, FakeEngine]:
+        engine = FakeEngine(*replies)
+        engine.rope_plan = plan_rope("yarn", n_context)
+        return QwQ(LocalModel(engine, describe_fake(TEMPLATE), Path("fake"))), engine
+
+    qwq, _ = opened(lengths[0], REPLY)
+    session = qwq.session()
+    session.ask("One?")
+    session.save(path, cache=True)
+    same, engine = opened(lengths[0])
+    same.load_session(path)
+    assert engine.imported
+    other, engine = opened(lengths[1])
+    with pytest.raises(QwqError, match=r"its kv_cache was read with .*; open the model with"):
+        other.load_session(path)
+    assert not hasattr(engine, "imported")
+    assert len(other.load_session(path, cache=False).messages) == 2
 
 
 def test_nothing_is_saved_during_a_reply(tmp_path: Path) -> None:
