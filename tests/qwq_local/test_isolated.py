@@ -143,15 +143,16 @@ def _kill_if_alive(qwq: QwQ) -> None:
 
 
 def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
-    """Would catch an answer that is taken for that of the next request."""
+    """Would catch an answer that is taken for that of the next request.
+
+    Its process is another one afterwards where a request was on its way just then.
+    """
     session = qwq.session(sampling=GREEDY)
     timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
-    pid = engine_of(qwq).pid
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         list(map(session.ask, itertools.repeat("What is 12 + 34? " * 20)))
     expected = qwq.session(sampling=GREEDY, seed=1).ask("What is 1 + 2?", max_tokens=20)
-    assert engine_of(qwq).pid == pid
     again = qwq.session(sampling=GREEDY, seed=1).ask("What is 1 + 2?", max_tokens=20)
     assert (expected.reasoning, expected.answer) == (again.reasoning, again.answer)
 
