@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -38,13 +39,19 @@ class Message:
 class Channel:
     """Messages over a pair of unbuffered pipes. Raises EOFError where the other side has gone.
 
-    A receive that an exception interrupts, as Ctrl-C does, can be done again.
+    A receive that an exception interrupts, as Ctrl-C does, can be done again if is_waiting; else
+    what it had read is lost.
     """
 
     def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
         self._buffer = bytearray()
+        self.is_waiting = False
+        self._poll = None
+        if hasattr(select, "poll"):  # else, as on Windows, reading waits
+            self._poll = select.poll()
+            self._poll.register(incoming, select.POLLIN)
 
     def send(self, value: Any, data: bytes = b"") -> None:
         text = json.dumps(value).encode()
@@ -59,7 +66,12 @@ class Channel:
             raise EOFError from error
 
     def receive(self) -> Message:
+        self.is_waiting = False
         while (message := self._next()) is None:
+            if self._poll is not None:
+                self.is_waiting = True
+                self._poll.poll()
+                self.is_waiting = False
             try:
                 chunk = self._incoming.read(_CHUNK_NBYTES)
             except (OSError, ValueError) as error:
@@ -131,6 +143,11 @@ class Child:
             return self._channel.receive()
         except EOFError:
             raise self._death() from None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a receive() that was interrupted can be done again, nothing being lost."""
+        return self._channel.is_waiting
 
     def kill(self) -> None:
         """End it at once, from any thread; whoever waits for a message gets EngineError."""

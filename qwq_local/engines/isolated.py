@@ -201,6 +201,8 @@ class IsolatedEngine:
             message = child.receive()
         except KeyboardInterrupt:
             self._n_unread += 1
+            if not child.is_waiting:
+                self._forget()
             raise
         raise_error(message)
         return message
