@@ -6,10 +6,12 @@ Import it where torch and transformers are there.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -51,9 +53,7 @@ class _LayerBuffers(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:  # noqa: ARG002
         shape = (*key_states.shape[:2], self._cache.n_max, key_states.shape[3])
-        on_cpu = key_states.device.type == "cpu"  # where untouched memory is none
-        new = key_states.new_empty if on_cpu else key_states.new_zeros
-        self.keys, self.values = new(shape), new(shape)
+        self.keys, self.values = _zeros(shape, key_states), _zeros(shape, key_states)
         self.is_initialized = True
 
     def update(
@@ -82,6 +82,17 @@ class _LayerBuffers(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self._cache.n_max
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros, since a masked position that holds NaN would still spoil its row of attention.
+
+    On a CPU they take no memory until they are written, which torch.zeros would do at once.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    zeros = np.zeros(math.prod(shape) * like.element_size(), np.uint8)
+    return torch.from_numpy(zeros).view(like.dtype).view(shape)
 
 
 class FixedSteps:

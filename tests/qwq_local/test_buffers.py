@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from qwq_local import QwQ
 from qwq_local.engines import buffers
-from qwq_local.engines.buffers import FixedSteps, Run
+from qwq_local.engines.buffers import FixedSteps, KvBuffers, Run
 from qwq_local.engines.transformers import TransformersEngine, _quietly
 from tests.qwq_local.test_engines import greedy, ids_of
 
@@ -80,6 +80,26 @@ def test_steps_of_fixed_shape_give_the_same_ids(
     assert len(captured) == len(steps._steps) >= 2
     assert greedy(folder_qwq, ids, N_TOKENS) == reply
     assert len(captured) == len(steps._steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_filled_is_zero(dtype: torch.dtype) -> None:
+    """Would catch NaN of memory that was used before, which a mask does not keep out."""
+    cache = KvBuffers(1, 8)
+    torch.use_deterministic_algorithms(True)  # memory that is not set then holds NaN
+    try:
+        keys = torch.ones((1, 2, 3, 16), dtype=dtype)
+        assert keys.new_empty((4, 4)).isnan().any()
+        seen, _ = cache.update(keys, keys, 0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    layer: Any = cache.layers[0]
+    for tensor in (layer.keys, layer.values):
+        assert tensor.shape == (1, 2, 8, 16)
+        assert tensor.dtype == dtype
+        assert (tensor[:, :, :3] == 1).all()
+        assert not tensor[:, :, 3:].any()
+    assert seen.shape == keys.shape
 
 
 @pytest.mark.parametrize("how", ["fails", "differs"])
