@@ -100,7 +100,7 @@ def test_replies_stay_together(
             prompt, sampling=GREEDY, seed=0, max_tokens=900, stop_ids=()
         )
         next(reply)
-        both.wait(60)
+        both.wait(120)
         while n_together() < 8:
             next(reply)
 

@@ -50,7 +50,7 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> str:
         """What was shown up to the end of the pattern, since the last call, without colours."""
-        until_s = time.monotonic() + 30
+        until_s = time.monotonic() + 120
         while True:
             plain = re.sub(r"\x1b\[[\d;]*[mK]", "", self.output)
             found = re.compile(pattern, re.DOTALL).search(plain, self._n_seen)
@@ -62,7 +62,7 @@ class Terminal:
                 self.output += os.read(self._ours, 65536).decode(errors="replace")
 
     def exit_code(self) -> int:
-        return self._process.wait(timeout=30)
+        return self._process.wait(timeout=120)
 
     def __enter__(self) -> Self:
         return self

@@ -125,7 +125,7 @@ def test_interrupting_a_chat_keeps_it(bf16_gguf: Path) -> None:
         while "greedy" not in process.stderr.readline():  # the reply has begun
             pass
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate("/exit\n", timeout=60)
+        _, errors = process.communicate("/exit\n", timeout=120)
     assert process.returncode == 0
     assert "stopped" in errors
 
@@ -143,7 +143,7 @@ def test_interrupting_ask_ends_it(bf16_gguf: Path) -> None:
             pass
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=120) == 130
     assert "Traceback" not in errors
 
 

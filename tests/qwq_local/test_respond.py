@@ -223,8 +223,11 @@ def test_asyncio_reads_the_same_events() -> None:
 
 
 def test_a_cancelled_task_cancels_its_reply() -> None:
+    started = threading.Event()
+
     class Slow(FakeEngine):
         def token_bytes(self, token_id: int) -> bytes:
+            started.set()
             time.sleep(0.1)
             return super().token_bytes(token_id)
 
@@ -232,7 +235,7 @@ def test_a_cancelled_task_cancels_its_reply() -> None:
         engine = Slow(LONG, REPLY)
         session = QwQ(LocalModel(engine, describe_fake(TEMPLATE), Path("fake"))).session()
         task = asyncio.create_task(session.aask("?"))
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(started.wait, 120)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -48,7 +48,7 @@ def post(server: Running, data: bytes) -> tuple[int, dict[str, Any]]:
         f"{server.url}/v1/chat/completions", data, {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:

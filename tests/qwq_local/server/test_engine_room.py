@@ -64,7 +64,7 @@ class Mortal(FakeEngine):
 @contextlib.contextmanager
 def asking(server: Running, key: str = "a", **body: Any) -> Iterator[http.client.HTTPConnection]:
     """A request that is sent, and whose answer may be read."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     data = json.dumps({"messages": QUESTION} | body)
     connection.request("POST", "/v1/chat/completions", data, headers)
@@ -80,7 +80,7 @@ def answer(connection: http.client.HTTPConnection) -> tuple[int, dict[str, Any]]
 
 
 def get(server: Running, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     with contextlib.closing(connection):
         connection.request("GET", path)
         response = connection.getresponse()
@@ -237,7 +237,7 @@ def test_an_engine_that_died_under_two_replies_starts_once() -> None:
         def generate(self, ids: Sequence[int], **options: Any) -> Generation:
             if len(self.prompts) < 2:
                 self.prompts.append(list(ids))
-                both.wait(30)
+                both.wait(120)
                 raise EngineError("process 1: it died; ask again")
             revived.append(bytes(i for i in ids if i < 256).decode())
             yield from super().generate(ids, **options)
@@ -297,7 +297,7 @@ def test_it_says_that_it_loads() -> None:
     go = threading.Event()
 
     def open_model() -> QwQ:
-        go.wait(30)
+        go.wait(120)
         return fake_qwq(THOUGHT)
 
     with running(open_model, until_ready=False) as server:
@@ -384,7 +384,7 @@ def test_a_long_wait_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reader(FakeEngine):
         def prefill(self, ids: Sequence[int], **options: Any) -> Iterator[int]:
             yield 64
-            go.wait(30)
+            go.wait(120)
 
     go = threading.Event()
     monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)

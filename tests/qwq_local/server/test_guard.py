@@ -30,7 +30,7 @@ def server() -> Iterator[Running]:
 
 
 def status(server: Running, method: str, path: str, body: bytes = b"", **headers: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     try:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, names)
@@ -130,7 +130,7 @@ def test_the_guard_stands_before_every_path(server: Running) -> None:
 
 def test_two_hosts_are_refused(server: Running) -> None:
     """What one reader takes for the name, another may not."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.putrequest("GET", "/health", skip_host=True)
     connection.putheader("Host", "localhost")
     connection.putheader("Host", "evil.example")
@@ -141,7 +141,7 @@ def test_two_hosts_are_refused(server: Running) -> None:
 
 def test_no_cors_and_no_simple_posts(server: Running) -> None:
     """A form can post text/plain across sites without being asked; JSON it cannot."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.request("GET", "/health")
     names = {name.lower() for name, _ in connection.getresponse().getheaders()}
     connection.close()
@@ -154,7 +154,7 @@ def test_no_cors_and_no_simple_posts(server: Running) -> None:
 def test_bodies_are_bounded(server: Running) -> None:
     """Before anything of them is read."""
     headers = {"Authorization": f"Bearer {KEY}", "Content_Type": "application/json"}
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.putrequest("POST", "/v1/chat/completions")
     for name, value in headers.items():
         connection.putheader(name.replace("_", "-"), value)

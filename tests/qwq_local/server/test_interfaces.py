@@ -40,7 +40,7 @@ def calling_server(calling: FakeEngine) -> Iterator[Running]:
 
 
 def claude(server: Running) -> Any:
-    client = anthropic.Anthropic(api_key="any", base_url=server.url, max_retries=0, timeout=60)
+    client = anthropic.Anthropic(api_key="any", base_url=server.url, max_retries=0, timeout=120)
     return server.keep(client).messages
 
 

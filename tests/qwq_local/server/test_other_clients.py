@@ -51,7 +51,7 @@ def langchain(
             base_url=url,
             api_key="any",
             max_retries=0,
-            timeout=60,
+            timeout=120,
             max_tokens=400,
             seed=1,
             extra_body={"thinking_budget": 64},

@@ -26,7 +26,7 @@ HANDSHAKE = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
 pytestmark = pytest.mark.slow
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def slow_server(folder: Path, *arguments: str) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_the_key_is_asked_for(browser: Browser, guarded: str) -> None:
 def handshake(url: str, **headers: str) -> int:
     """The status that a websocket's opening gets."""
     port = urlsplit(url).port
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     path = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
     connection.request("GET", path, headers=HANDSHAKE | headers)
     status = connection.getresponse().status
@@ -260,7 +260,7 @@ def test_every_path_of_the_page_is_guarded(guarded: str) -> None:
     port = urlsplit(guarded).port
 
     def get(path: str, **headers: str) -> tuple[int, dict[str, str], str]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         with contextlib.closing(connection):
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()

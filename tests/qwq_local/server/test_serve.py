@@ -35,10 +35,10 @@ def test_it_serves_until_it_is_interrupted(bf16_gguf: Path) -> None:
                 )
             assert reply.usage is not None
             assert 0 < reply.usage.completion_tokens <= 9
-            with urllib.request.urlopen(f"{found[1]}/health", timeout=30) as response:
+            with urllib.request.urlopen(f"{found[1]}/health", timeout=120) as response:
                 assert response.status == 200
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
+            assert process.wait(timeout=120) == 130
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()

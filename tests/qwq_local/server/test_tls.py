@@ -65,7 +65,7 @@ def test_a_tls_handshake_and_a_quiet_log(
 
             def models(context: ssl.SSLContext) -> int:
                 connection = http.client.HTTPSConnection(
-                    "localhost", port, timeout=60, context=context
+                    "localhost", port, timeout=120, context=context
                 )
                 connection.request("GET", "/v1/models", headers=HEADERS)
                 response = connection.getresponse()
@@ -151,14 +151,14 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _post(server: Running, body: bytes, headers: dict[str, str]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.request("POST", "/v1/chat/completions", body, headers)
     connection.getresponse().read()
     connection.close()
 
 
 def _options(server: Running, headers: dict[str, str]) -> dict[str, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.request("OPTIONS", "/v1/chat/completions", headers=headers)
     found = connection.getresponse().getheaders()
     connection.close()
@@ -166,7 +166,7 @@ def _options(server: Running, headers: dict[str, str]) -> dict[str, str]:
 
 
 def _get(port: int, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     with contextlib.closing(connection):
         connection.request("GET", path)
         return connection.getresponse().status
