@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qwq_local.engine import Drafts, Engine, Intervention
 from qwq_local.repetition import LoopDetector
 from qwq_local.reply import (
+    THOUGHT_CLOSE,
     Done,
     Event,
     Notice,
@@ -136,8 +137,11 @@ class _LocalReply:
                     return
                 self._note(token_id)
                 if token_id in request.stop_ids:
-                    self._finish_reason = "stop"
-                    return
+                    change = yield from self._answer_anyway()
+                    if change is None:
+                        self._finish_reason = "stop"
+                        return
+                    continue
                 piece = self._engine.token_bytes(token_id)
                 if isinstance(token_id, ScoredId):
                     yield from self._tell(token_id, piece)
@@ -192,6 +196,14 @@ class _LocalReply:
             yield rope_notice(plan)
             self._prefill()
         return Intervention(tuple(ids), grammar, rope) if ids or grammar or rope else None
+
+    def _answer_anyway(self) -> Generator[Event, None, Intervention | None]:
+        """What follows a thought that ended the reply, where an answer of some form is due."""
+        if self._grammar is None or not self._splitter.in_thought:
+            return None
+        ids = yield from self._force(f"\n{THOUGHT_CLOSE}\n\n")
+        grammar, self._grammar = self._grammar, None
+        return Intervention(tuple(ids), grammar) if ids else None
 
     def _turn_thought(self) -> Generator[Event, None, list[int]]:
         """Close the thought where that is due, or put a hint into it."""

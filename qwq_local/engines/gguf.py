@@ -56,6 +56,9 @@ _LARGEST_SIZES = {
 _CONTROL, _USER_DEFINED = 1 << 3, 1 << 4  # llama_token_attr
 _UNUSED_OR_UNKNOWN = (1 << 0) | (1 << 1)
 
+_WITHIN_GBNF = re.compile(  # a text, a class of all but some characters, a class
+    r'"(?:\\.|[^"\\])*"|\[\^((?:\\.|[^\]\\])*)\]|\[(?:\\.|[^\]\\])*\]'
+)
 _LLAMA_ERROR = 4  # ggml_log_level
 _BELOW_DEBUG = 5
 _llama_log = logging.getLogger("qwq_local.llama")
@@ -417,7 +420,12 @@ def _gbnf_of_schema(schema: Mapping[str, Any]) -> str:
             f"answer_format: the JSON schema cannot be turned into a grammar ({error!r}); "
             "use a plainer one"
         ) from error
-    return gbnf
+    return _WITHIN_GBNF.sub(lambda found: _of_json(found[0], found[1]), gbnf)
+
+
+def _of_json(part: str, excluded: str | None) -> str:
+    """A class of all but some characters, without those too that a string of JSON cannot hold."""
+    return part if excluded is None else rf"[^\"\\\x7F\x00-\x1F{excluded}]"
 
 
 def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
