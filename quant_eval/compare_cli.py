@@ -4,8 +4,9 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +37,8 @@ from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout
 
 if TYPE_CHECKING:
     from quant_eval.measurement import Measured
+    from quant_eval.metrics import Metric
+    from quant_eval.paired import Sample
 
 CONFIDENCE = 0.95
 
@@ -44,6 +47,14 @@ def compare(
     files: Files = None,
     *,
     reference: FileReference = None,
+    floor: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint's 16-bit file, whose numbers are the noise of the path itself "
+            "(default: the one of the two that is one).",
+            show_default=False,
+        ),
+    ] = None,
     base_url: BaseUrl = None,
     at_once: AtOnce = 8,
     states: States = None,
@@ -65,11 +76,13 @@ def compare(
     """Show how two models differ: paired differences with 95 % confidence intervals.
 
     Two files, a file and a server, or two servers; the second is held against the first. Of
-    servers the tasks alone can be asked.
+    servers the tasks alone can be asked. Beside each number against the reference stands that of
+    the 16-bit file.
     """
     from convert.checkpoint import Checkpoint
     from quant_eval import pipeline
     from quant_eval.manifest import Manifest
+    from quant_eval.measurement import find_floor
     from qwq_local.hub import resolve_model
 
     hush_libraries()
@@ -79,6 +92,10 @@ def compare(
             f"compare: {len(paths)} files and {len(servers)} servers are given and two models are "
             "compared; name two files, or servers with --base-url"
         )
+    if floor is not None and servers:
+        raise UsageError(f"--floor {floor}: is for numbers that a server does not show; leave it")
+    if floor is not None:
+        _check_unquantized(floor)
     if paths and reference is None:
         raise UsageError("compare: files need the checkpoint they were made from; give --reference")
     with ExitStack() as stack:
@@ -100,12 +117,25 @@ def compare(
         ask = pipeline.Ask(settings, text, states, tuple(tasks or ()))
         on_progress = stack.enter_context(progress(stderr_console(quiet=quiet)))
         measured: list[Measured] = []
+        noise: list[Measured] = []
         failures: list[QwqError] = []
         if checkpoint is not None:
             n_threads = pipeline.engine_threads(checkpoint, threads)
             measured, failures = pipeline.measure(
                 checkpoint, paths, Manifest(out), ask, threads=n_threads, on_progress=on_progress
             )
+            if floor is not None and not failures:
+                only_text = replace(
+                    ask, settings=replace(settings, n_problems=0, needles=()), tasks=()
+                )
+                noise, failures = pipeline.measure(
+                    checkpoint,
+                    [floor],
+                    Manifest(out),
+                    only_text,
+                    threads=n_threads,
+                    on_progress=on_progress,
+                )
         if not failures:
             replied, failures = pipeline.measure_servers(
                 servers, Manifest(out), ask, checkpoint=checkpoint, on_progress=on_progress
@@ -114,7 +144,7 @@ def compare(
     if failures:
         raise failures[0]
     first, second = measured
-    rows = differences(first, second)
+    rows = differences(first, second, find_floor([*noise, first, second]))
     if not rows:
         raise UsageError(
             f"compare: nothing is known of both {first.name} and {second.name}, and of a server "
@@ -126,13 +156,34 @@ def compare(
         _print_differences(rows, first.name, second.name)
 
 
-def differences(first: "Measured", second: "Measured") -> list[dict[str, Any]]:
-    """A row for each quantity that both have on the same passages or problems."""
+def _check_unquantized(path: Path) -> None:
+    """Raise UsageError where a file's weights are quantized."""
+    from quant_eval.results import UNQUANTIZED_BITS
+    from quant_eval.sizes import model_size
+
+    if not path.exists():
+        raise QwqError(f"{path}: no such file or folder; check the path")
+    bits = model_size(path).bits_per_weight
+    if bits < UNQUANTIZED_BITS:
+        raise UsageError(
+            f"--floor {path}: has {bits:.2f} bits per weight and the noise of the path shows where "
+            f"there are {UNQUANTIZED_BITS}; give the BF16 file"
+        )
+
+
+def differences(
+    first: "Measured", second: "Measured", floor: "Measured | None" = None
+) -> list[dict[str, Any]]:
+    """A row for each quantity that both have on the same passages or problems.
+
+    floor: the 16-bit file; what is held against the reference has its number as "floor".
+    """
     from quant_eval.metrics import metrics_among, samples_of, tails_of
     from quant_eval.paired import paired_difference
 
     tails = tails_of(first)
     before, after = samples_of(first, tails), samples_of(second, tails)
+    noise = {} if floor is None else samples_of(floor, tails)
     rows: list[dict[str, Any]] = []
     for name, metric in metrics_among(before.keys() & after.keys()).items():
         difference = paired_difference(before[name], after[name], of_shares=metric.of_replies)
@@ -152,27 +203,40 @@ def differences(first: "Measured", second: "Measured") -> list[dict[str, Any]]:
                 "high": high if math.isfinite(high) else None,
                 "n": difference.n,
                 "verdict": "worse" if worse else "better" if better else "",
+                **_floor(metric, noise.get(name)),
             }
         )
     return rows
+
+
+def _floor(metric: "Metric", sample: "Sample | None") -> dict[str, float]:
+    """The 16-bit file's number where it is the noise of one: tasks have none."""
+    mean = sample.mean if sample is not None and metric.against_reference else None
+    return {} if mean is None else {"floor": mean.value}
 
 
 def _print_differences(rows: Sequence[dict[str, Any]], first: str, second: str) -> None:
     from rich import box
     from rich.table import Table
 
+    caption = "paired by passage and problem, 95 % confidence intervals of the difference"
+    if any("floor" in row for row in rows):
+        caption += "\nfloor: of the 16-bit file, the noise of the path itself"
+    elif any(row["name"] == "kl" for row in rows):
+        caption += "\nthe noise of the path itself is not known; give the BF16 file as --floor"
+    columns = ("first", "second", "floor", "difference", "low", "high")
     table = Table(
         title=f"{second} against {first}",
-        caption="paired by passage and problem, 95 % confidence intervals of the difference",
+        caption=caption,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("")
-    for title in ("first", "second", "difference", "from", "to", "n"):
+    for title in ("first", "second", "floor", "difference", "from", "to", "n"):
         table.add_column(title, justify="right")
     table.add_column("second is")
     for row in rows:
-        numbers = (row[key] for key in ("first", "second", "difference", "low", "high"))
+        numbers = (row.get(key) for key in columns)
         cells = ("" if number is None else f"{number:.4g}" for number in numbers)
         table.add_row(str(row["title"]), *cells, str(row["n"]), str(row["verdict"]))
     stdout_console().print(table)

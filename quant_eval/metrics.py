@@ -19,12 +19,14 @@ class Metric:
 
     slack: by which share of the baseline's value it may always be worse: what another processor's
     rounding does to it. of_replies: it is the share of replies to which something applies.
+    against_reference: the unquantized model is the measure, so the path itself has some of it.
     """
 
     title: str
     more_is_better: bool = False
     slack: float = 0.0
     of_replies: bool = False
+    against_reference: bool = False
 
 
 _SOLVED = "solved_"
@@ -32,14 +34,18 @@ TAILS = {"kl_above_q99": 0.99, "kl_above_q999": 0.999}
 """Shares of tokens whose KL lies above a quantile of the first model's."""
 
 METRICS = {
-    "kl": Metric("mean KL, nats", slack=0.01),
-    "kl_thought": Metric("mean KL of thoughts, nats", slack=0.01),
-    "kl_answer": Metric("mean KL of answers, nats", slack=0.01),
-    "kl_above_q99": Metric("tokens above the first's 99 % KL", slack=0.01),
-    "kl_above_q999": Metric("tokens above the first's 99.9 % KL", slack=0.01),
-    "nll": Metric("log perplexity, nats"),
-    "top1": Metric("top-1 agreement", more_is_better=True),
-    "squared_change": Metric("mean squared change of probability", slack=0.01),
+    "kl": Metric("mean KL, nats", slack=0.01, against_reference=True),
+    "kl_thought": Metric("mean KL of thoughts, nats", slack=0.01, against_reference=True),
+    "kl_answer": Metric("mean KL of answers, nats", slack=0.01, against_reference=True),
+    "kl_above_q99": Metric("tokens above the first's 99 % KL", slack=0.01, against_reference=True),
+    "kl_above_q999": Metric(
+        "tokens above the first's 99.9 % KL", slack=0.01, against_reference=True
+    ),
+    "nll": Metric("log perplexity, nats", against_reference=True),
+    "top1": Metric("top-1 agreement", more_is_better=True, against_reference=True),
+    "squared_change": Metric(
+        "mean squared change of probability", slack=0.01, against_reference=True
+    ),
     "solved": Metric("problems solved", more_is_better=True, of_replies=True),
     **{
         f"{_SOLVED}{kind}": Metric(f"solved: {kind}", more_is_better=True, of_replies=True)

@@ -1,14 +1,15 @@
 """Results for people: a table for the terminal, and one page that needs no network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.files import format_nbytes, replacing_file
 from quant_eval.behaviour import FLAGS
 from quant_eval.curves import layers_plot, tail_plot
-from quant_eval.divergence import KIND_PART, Estimate
+from quant_eval.divergence import KIND_PART, POSITION_PARTS, Divergence, Estimate
 from quant_eval.plot import kl_plot
 from quant_eval.results import UNQUANTIZED_BITS, Accuracy, FileResult, Report, short_names
 from quant_eval.tasks import TASKS
@@ -72,6 +73,14 @@ def format_percent(estimate: Estimate | None) -> tuple[str, str]:
     return f"{value:.{n_decimals}f}", f"±{100 * error:.{n_decimals}f}"
 
 
+def format_excess(ratio: Estimate) -> tuple[str, str]:
+    """By how much a ratio exceeds 1, and its standard error, in percent."""
+    error = ratio.standard_error
+    return format_estimate(
+        Estimate(100 * (ratio.value - 1), None if error is None else 100 * error, ratio.n)
+    )
+
+
 def format_accuracy(accuracy: Accuracy | None) -> tuple[str, str]:
     """Solved problems and their standard error in percent; "" where absent."""
     if accuracy is None or accuracy.n == 0:
@@ -79,8 +88,45 @@ def format_accuracy(accuracy: Accuracy | None) -> tuple[str, str]:
     return f"{100 * accuracy.share:.0f}", f"±{100 * accuracy.standard_error:.0f}"
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A number against the reference: value and standard error as text; narrow: for terminals."""
+
+    title: str
+    format: Callable[[Divergence], tuple[str, str]]
+    narrow: str | None = None
+
+
+AGAINST_REFERENCE = (
+    Column("perplexity", lambda one: format_estimate(one.perplexity), "perpl-\nexity"),
+    Column("perplexity\nhigher by %", lambda one: format_excess(one.perplexity_ratio)),
+    Column("mean KL\nnats", lambda one: format_estimate(one.kl_nats), "mean KL\nnats"),
+    Column("median\nKL", lambda one: (format_plain(one.kl_median_nats), "")),
+    Column("99 %\nKL", lambda one: (format_plain(one.kl_q99_nats), "")),
+    Column("99.9 %\nKL", lambda one: (format_plain(one.kl_q999_nats), "")),
+    Column("RMS of\nchange", lambda one: format_percent(one.rms_change)),
+    Column("top-1\nagreement %", lambda one: format_percent(one.top1_agreement), "top-1\n%"),
+)
+MEAN_KL = AGAINST_REFERENCE[2]
+
+Cell = tuple[str, str, str]
+"""A number, its standard error, and the same number of the 16-bit file; each may be ""."""
+
+
+def number_cell(
+    column: Column, floor: FileResult | None, file: FileResult, part: str = "reply"
+) -> Cell:
+    """One number of a part of the replies, with the noise of the path itself beside it."""
+    mine = file.divergence.get(part)
+    if mine is None:
+        return "", "", ""
+    value, error = column.format(mine)
+    noise = None if floor is None or floor is file else floor.divergence.get(part)
+    return value, error, "" if noise is None else f"({column.format(noise)[0]})"
+
+
 def results_table(report: Report) -> "Table":
-    """One row a file; under each number its standard error."""
+    """One row a file; under each number its standard error and the noise of the path itself."""
     from rich import box
     from rich.table import Table
 
@@ -95,27 +141,29 @@ def results_table(report: Report) -> "Table":
     table.add_column("file", no_wrap=True, style="bold")
     columns = []
     for title, cells in _columns(report).items():
-        if any(value for value, _ in cells):  # what was measured of no file takes no room
+        if any(value for value, *_ in cells):  # what was measured of no file takes no room
             table.add_column(title, justify="right", no_wrap=True)
-            columns.append([f"{value}\n[dim]{error}[/dim]" for value, error in cells])
+            columns.append(
+                ["\n[dim]".join((value, "\n".join(filter(None, rest)))) for value, *rest in cells]
+            )
     for row in zip(names, *columns, strict=True):
         table.add_row(*row)
     return table
 
 
-def _columns(report: Report) -> dict[str, list[tuple[str, str]]]:
-    """Value and error of each file, by the column's title."""
+def _columns(report: Report) -> dict[str, Sequence[tuple[str, ...]]]:
+    """Value, error and noise of each file, by the column's title."""
     files = report.files
-    replies = [file.divergence.get("reply") for file in files]
-    columns = {
+    floor = floor_of(report)
+    columns: dict[str, Sequence[tuple[str, ...]]] = {
         "size\nMB": [("" if f.nbytes is None else f"{f.nbytes / 1e6:,.1f}", "") for f in files],
         "bits per\nweight": [
             ("" if f.bits_per_weight is None else f"{f.bits_per_weight:.2f}", "") for f in files
         ],
-        "perpl-\nexity": [format_estimate(one.perplexity if one else None) for one in replies],
-        "mean KL\nnats": [format_estimate(one.kl_nats if one else None) for one in replies],
-        "top-1\n%": [format_percent(one.top1_agreement if one else None) for one in replies],
     }
+    for column in AGAINST_REFERENCE:
+        if column.narrow:
+            columns[column.narrow] = [number_cell(column, floor, file) for file in files]
     for kind in kinds_of(files):
         columns[_title(kind)] = [format_accuracy(file.accuracy.get(kind)) for file in files]
     columns["all\ntasks"] = [format_accuracy(file.overall_accuracy) for file in files]
@@ -143,9 +191,8 @@ def _caption(report: Report) -> str:
                 f"{reply.n_tokens:,} tokens of {reply.n_passages} conversations, perplexity of "
                 f"the reference {reply.reference_perplexity.value:.4g}"
             )
-    if floor := floor_of(report):
-        kl, error = format_estimate(floor.divergence["reply"].kl_nats)
-        parts.append(f"noise of the path itself, by {floor.name}: KL {kl} {error}".rstrip())
+    if noise := _noise_words(report):
+        parts.append(noise)
     counts = sorted({one.n for file in report.files for one in file.accuracy.values()} - {0})
     if counts:
         n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
@@ -155,21 +202,43 @@ def _caption(report: Report) -> str:
     return "\n".join(parts)
 
 
+def _noise_words(report: Report) -> str:
+    """What the numbers in brackets are, or how to come by them; "" where there is no divergence."""
+    if not any("reply" in file.divergence for file in report.files):
+        return ""
+    floor = floor_of(report)
+    if floor is None:
+        return "noise of the path itself: not known; measure the 16-bit file too"
+    return f"noise of the path itself: in brackets, the same number of {floor.name}"
+
+
 def floor_of(report: Report) -> FileResult | None:
     """The first file whose weights are not quantized and whose divergence is known."""
     whole = (f for f in report.files if (f.bits_per_weight or 0) >= UNQUANTIZED_BITS)
     return next((file for file in whole if "reply" in file.divergence), None)
 
 
-def text_kinds_of(report: Report) -> list[tuple[str, int]]:
-    """The kinds of passages that were scored, with how many there are of each."""
-    found = {
-        name.removeprefix(KIND_PART): part.n_passages
-        for file in report.files
-        for name, part in file.divergence.items()
-        if name.startswith(KIND_PART)
+def parts_of(report: Report) -> dict[str, tuple[str, int]]:
+    """What scored tokens are divided by, kinds of text aside: title and passages, by part."""
+    titles = {"thought": "thoughts", "answer": "answers"}
+    titles |= {name: f"positions {name}" for name in POSITION_PARTS}
+    n_passages = _n_passages(report)
+    return {part: (title, n_passages[part]) for part, title in titles.items() if part in n_passages}
+
+
+def text_kinds_of(report: Report) -> dict[str, tuple[str, int]]:
+    """The kinds of passages that were scored: title and passages, by part."""
+    return {
+        part: (part.removeprefix(KIND_PART).replace("_", " "), n)
+        for part, n in _n_passages(report).items()
+        if part.startswith(KIND_PART)
     }
-    return list(found.items())
+
+
+def _n_passages(report: Report) -> dict[str, int]:
+    return {
+        name: part.n_passages for file in report.files for name, part in file.divergence.items()
+    }
 
 
 def ungraded_of(report: Report) -> str:
@@ -256,6 +325,7 @@ def write_html(path: Path, report: Report) -> None:
     )
     names = short_names([file.name for file in report.files])
     rows = list(zip(names, report.files, strict=True))
+    floor = floor_of(report)
     page = environment.get_template(TEMPLATE).render(
         report=report,
         rows=rows,
@@ -263,6 +333,11 @@ def write_html(path: Path, report: Report) -> None:
         summary=summary_of(report),
         flags=FLAGS,
         ungraded=ungraded_of(report),
+        columns=AGAINST_REFERENCE,
+        number=lambda column, *of: number_cell(column, floor, *of),
+        mean_kl=MEAN_KL,
+        noise=_noise_words(report),
+        parts=parts_of(report),
         text_kinds=text_kinds_of(report),
         # drawn here from numbers, and from file names that matplotlib escapes
         plot=Markup(kl_plot(report)),

@@ -12,13 +12,15 @@ import pytest
 from rich.console import Console
 
 from quant_eval.curves import layers_plot, tail_plot
-from quant_eval.divergence import Divergence, Estimate
+from quant_eval.divergence import POSITION_PARTS, Divergence, Estimate
 from quant_eval.layers import KINDS as LINEARS
 from quant_eval.layers import LayerError, LayerErrors
 from quant_eval.plot import kl_plot
 from quant_eval.report import (
+    AGAINST_REFERENCE,
     format_accuracy,
     format_estimate,
+    format_excess,
     format_percent,
     kinds_of,
     results_table,
@@ -216,6 +218,13 @@ def test_shares_are_percent() -> None:
     assert format_percent(None) == ("", "")
 
 
+def test_ratios_are_percent_above_one() -> None:
+    """Catches a ratio whose digits are all noughts, and an error that is not scaled with it."""
+    assert format_excess(Estimate(1.0123, 0.0011, 9)) == ("1.23", "±0.11")
+    assert format_excess(Estimate(1 - 1.5e-7, 2e-8, 9)) == ("-1.5e-5", "±0.2e-5")
+    assert format_excess(Estimate(1.5, None, 9)) == ("50", "")
+
+
 def test_accuracy_is_never_certain() -> None:
     """Catches an error of 0 where all or none of a few problems were solved."""
     assert format_accuracy(Accuracy(16, 16, 0)) == ("100", "±7")
@@ -239,8 +248,50 @@ def test_the_table_has_a_row_a_file() -> None:
     assert "±0.6e-3" in text
     assert kinds_of(REPORT.files) == list(KINDS)
     assert "n = 20 of each kind" in text
-    assert "noise of the path itself, by nano-qwq-BF16.gguf: KL 1.10e-7 ±0.07e-7" in text
-    assert "noise of the path" not in text_of(replace(REPORT, files=REPORT.files[1:]))
+
+
+def test_the_floor_stands_beside_every_number(tmp_path: Path) -> None:
+    """Catches a number against the reference alone, and the 16-bit file held against itself."""
+    text = text_of(REPORT)
+    assert "noise of the path itself: in brackets, the same number of nano-qwq-BF16.gguf" in text
+    n_others = len(ROWS) - 1
+    for noise in ("(1.213)", "(1.10e-7)", "(99.99)"):  # perplexity, mean KL, top-1
+        assert text.count(noise) == n_others
+    write_html(tmp_path / "report.html", REPORT)
+    page = (tmp_path / "report.html").read_text()
+    table = page[page.index("<h2>Size") : page.index("<h2>Tasks")]
+    whole, *parts = table.split("<table>")[1:]
+    floor = divergence(ROWS[0][3], ROWS[0][4])
+    for column in AGAINST_REFERENCE:
+        assert whole.count(f"<small>({column.format(floor)[0]})</small>") >= n_others
+    assert whole.count("<small>(") == len(AGAINST_REFERENCE) * n_others
+    (by_part,) = parts
+    assert by_part.count("<small>(1.10e-7)</small>") == 2 * n_others  # thoughts and answers
+    assert page.count("noise of the path itself: in brackets") == 2
+    alone = replace(REPORT, files=REPORT.files[1:])
+    assert "(" not in text_of(alone).replace("KL(bf16", "")
+    assert "noise of the path itself: not known; measure the 16-bit file too" in text_of(alone)
+    write_html(tmp_path / "alone.html", alone)
+    assert "<small>(" not in (tmp_path / "alone.html").read_text()
+    servers = replace(REPORT, files=(replace(REPORT.files[1], divergence={}),))
+    assert "noise of the path" not in text_of(servers)
+
+
+def test_the_page_shows_parts_of_the_reply(tmp_path: Path) -> None:
+    """Catches thoughts under answers, positions out of order, and parts without tokens."""
+    parts = {"answer": 0.25, "thought": 0.5, "128 to 511": 0.125, "from 32768": 2.0}
+    assert set(parts) - {"answer", "thought"} < set(POSITION_PARTS)
+    found = {name: divergence(kl, 0.9) for name, kl in parts.items()}
+    file = replace(REPORT.files[0], divergence={"reply": divergence(1.0, 0.5), **found})
+    write_html(tmp_path / "report.html", replace(REPORT, files=(file,)))
+    page = (tmp_path / "report.html").read_text()
+    rows = re.findall(r"<tr><th>([^<]*)</th><td>160</td>\n<td>([^<]*)<small>±", page)
+    assert rows == [
+        ("thoughts", "0.500"),
+        ("answers", "0.250"),
+        ("positions 128 to 511", "0.1250"),
+        ("positions from 32768", "2.00"),
+    ]
 
 
 def test_the_plot_is_an_svg_with_every_name() -> None:
@@ -284,7 +335,7 @@ def test_the_page_shows_kinds_of_text(tmp_path: Path) -> None:
     write_html(tmp_path / "report.html", replace(REPORT, files=(file, REPORT.files[1])))
     page = (tmp_path / "report.html").read_text()
     row = page[page.index("<tr><th>code</th>") : page.index("<tr><th>prose</th>")]
-    assert "<td>0.250<small>±0.017</small></td>\n<td></td>" in row
+    assert re.search("<td>0.250<small>±0.017</small></td>\\s*<td></td>", row)
     write_html(tmp_path / "bare.html", REPORT)
     assert "KL by kind of text" not in (tmp_path / "bare.html").read_text()
 

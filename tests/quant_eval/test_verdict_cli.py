@@ -8,6 +8,7 @@ import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
+from quant_eval.metrics import METRICS
 from qwq_local.cli import main
 from tests.synthetic import write_checkpoint
 
@@ -66,6 +67,28 @@ def test_from_a_baseline_to_a_verdict(
     assert rows["kl"]["verdict"] == "worse"
     assert 0 < rows["kl"]["low"] < rows["kl"]["difference"] < rows["kl"]["high"]
     assert "solved" not in rows
+    assert not any("floor" in row for row in rows.values())
+    assert run(monkeypatch, "compare", good, bad, *common, *SMALL) == 0
+    assert "give the BF16 file as --floor" in capsys.readouterr().out
+    exact = tmp_path / "exact.gguf"
+    with Checkpoint.open(folder) as checkpoint:
+        export_gguf(checkpoint, "BF16", exact, threads=1)
+    assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--floor", exact, "--json") == 0
+    with_floor = json.loads(capsys.readouterr().out)["differences"]
+    assert {row["name"] for row in with_floor if "floor" in row} == {
+        name for name in rows if METRICS[name].against_reference
+    }
+    assert {name for name in rows if name.startswith(("kl", "nll", "top1", "squared"))} == {
+        name for name in rows if METRICS[name].against_reference
+    }
+    assert [{k: row[k] for k in row if k != "floor"} for row in with_floor] == [*rows.values()]
+    (noise,) = (row["floor"] for row in with_floor if row["name"] == "kl")
+    assert 0 <= noise < rows["kl"]["first"] / 10
+    assert run(monkeypatch, "compare", exact, bad, *common, *SMALL, "--json") == 0
+    (row,) = (r for r in json.loads(capsys.readouterr().out)["differences"] if r["name"] == "kl")
+    assert row["floor"] == row["first"] == pytest.approx(noise)
+    assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--floor", bad) == 2
+    assert "bits per weight and the noise of the path shows" in capsys.readouterr().err
 
     assert run(monkeypatch, "layers", bad, *common, "--tokens", "60", "--json") == 0
     captured = capsys.readouterr()
