@@ -104,7 +104,8 @@ def serve(channel: Channel) -> None:
     assert calls is not None
     measured = MeasuredCalls(calls.engine)
     while True:
-        channel.send(*measured.answer(channel.receive()))
+        request = channel.receive()
+        channel.send(*measured.answer(request), number=request.number)
         measured.engine.read_on()
 
 

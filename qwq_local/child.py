@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
-import select
 import signal
 import struct
 import subprocess
@@ -14,11 +14,13 @@ import threading
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from functools import partial, reduce
+from operator import iadd
 from typing import IO, Any
 
 from convert.errors import EngineError
 
-_FRAME = struct.Struct("<QQ")  # nbytes of the JSON text, and of the bytes that follow it
+_FRAME = struct.Struct("<QQQ")  # number, nbytes of the JSON text, and of the bytes that follow it
 _CHUNK_NBYTES = 1 << 20
 _LAST_WORDS_S = 5.0  # for a process that closed its pipes to end
 _BOOT = (
@@ -30,69 +32,66 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A JSON value, and bytes beside it."""
+    """A JSON value, and bytes beside it. number: of the request that it is, or answers."""
 
     value: Any
     data: bytes = b""
+    number: int = 0
 
 
 class Channel:
     """Messages over a pair of unbuffered pipes. Raises EOFError where the other side has gone.
 
-    A receive that an exception interrupts, as Ctrl-C does, can be done again if is_waiting; else
-    what it had read is lost.
+    An exception that interrupts it, as Ctrl-C does, loses no byte of what goes either way: the next
+    call begins with what the last one left. Python raises it between two steps of its own, so each
+    read with the keeping of its bytes, and each write with the counting of them, is one step.
     """
 
     def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
-        self._incoming = incoming
         self._outgoing = outgoing
+        self._chunks = iter(partial(incoming.read, _CHUNK_NBYTES), b"")
         self._buffer = bytearray()
-        self.is_waiting = False
-        self._poll = None
-        if hasattr(select, "poll"):  # else, as on Windows, reading waits
-            self._poll = select.poll()
-            self._poll.register(incoming, select.POLLIN)
+        self._parts: list[tuple[memoryview, list[int]]] = []  # to send; and what was written of it
 
-    def send(self, value: Any, data: bytes = b"") -> None:
+    def send(self, value: Any, data: bytes = b"", *, number: int = 0) -> None:
         text = json.dumps(value).encode()
-        head = _FRAME.pack(len(text), len(data)) + text
+        head = _FRAME.pack(number, len(text), len(data)) + text
         parts = (head + data,) if len(data) < _CHUNK_NBYTES else (head, data)
+        self._flush()
+        self._parts = [(memoryview(part), []) for part in parts]
+        self._flush()
+
+    def _flush(self) -> None:
         try:
-            for part in parts:
-                left = memoryview(part)
-                while left:
-                    left = left[self._outgoing.write(left) :]
+            for part, written in self._parts:
+                while (n_sent := sum(written)) < len(part):
+                    written.extend(map(self._outgoing.write, [part[n_sent:]]))
         except (OSError, ValueError) as error:
             raise EOFError from error
+        self._parts = []
 
     def receive(self) -> Message:
-        self.is_waiting = False
         while (message := self._next()) is None:
-            if self._poll is not None:
-                self.is_waiting = True
-                self._poll.poll()
-                self.is_waiting = False
+            n_held = len(self._buffer)
             try:
-                chunk = self._incoming.read(_CHUNK_NBYTES)
+                reduce(iadd, itertools.islice(self._chunks, 1), self._buffer)
             except (OSError, ValueError) as error:
                 raise EOFError from error
-            if not chunk:
+            if len(self._buffer) == n_held:
                 raise EOFError
-            self._buffer += chunk
         return message
 
     def _next(self) -> Message | None:
         """The first message of the buffer, if it is whole."""
         if len(self._buffer) < _FRAME.size:
             return None
-        n_text, n_data = _FRAME.unpack_from(self._buffer)
+        number, n_text, n_data = _FRAME.unpack_from(self._buffer)
         start, end = _FRAME.size + n_text, _FRAME.size + n_text + n_data
         if len(self._buffer) < end:
             return None
         with memoryview(self._buffer) as buffer:
-            message = Message(
-                json.loads(bytes(buffer[_FRAME.size : start])), bytes(buffer[start:end])
-            )
+            value = json.loads(bytes(buffer[_FRAME.size : start]))
+            message = Message(value, bytes(buffer[start:end]), number)
         del self._buffer[:end]
         return message
 
@@ -116,6 +115,7 @@ class Child:
         assert process.stdout is not None
         assert process.stderr is not None
         self._channel = Channel(process.stdout, process.stdin)
+        self._numbers = itertools.count(1)
         self._last_lines: deque[str] = deque(maxlen=5)
         self._listener = threading.Thread(
             target=_listen,
@@ -130,10 +130,22 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, value: Any, data: bytes = b"") -> None:
+    def ask(self, value: Any, data: bytes = b"") -> Message:
+        """The answer to a request. Raises EngineError where the process has died.
+
+        For one caller at a time, and a process that answers in order. What an exception, as Ctrl-C,
+        gave up is sent to its end, and its answer passed over.
+        """
+        number = next(self._numbers)
+        self.send(value, data, number=number)
+        while (message := self.receive()).number != number:
+            pass
+        return message
+
+    def send(self, value: Any, data: bytes = b"", *, number: int = 0) -> None:
         """Raises EngineError where the process has died."""
         try:
-            self._channel.send(value, data)
+            self._channel.send(value, data, number=number)
         except EOFError:
             raise self._death() from None
 
@@ -143,11 +155,6 @@ class Child:
             return self._channel.receive()
         except EOFError:
             raise self._death() from None
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a receive() that was interrupted can be done again, nothing being lost."""
-        return self._channel.is_waiting
 
     def kill(self) -> None:
         """End it at once, from any thread; whoever waits for a message gets EngineError."""

@@ -41,10 +41,9 @@ class _Renderer:
         with self._lock:
             self._child = child = self._child or _start()
             deadline = threading.Timer(RENDER_SECONDS, child.kill)
-            deadline.start()
             try:
-                child.send([source, arguments])
-                kind, text = child.receive().value
+                deadline.start()
+                kind, text = child.ask([source, arguments]).value
             except EngineError as error:
                 child.close()
                 self._child = None
@@ -78,8 +77,8 @@ def serve(channel: Channel) -> None:
     _bound_memory()
     channel.send("ready")
     while True:
-        source, arguments = channel.receive().value
-        channel.send(_answer(source, arguments))
+        request = channel.receive()
+        channel.send(_answer(*request.value), number=request.number)
 
 
 def _answer(source: str, arguments: Mapping[str, Any]) -> tuple[str, str]:

@@ -44,7 +44,6 @@ class IsolatedEngine:
         self._settings = settings
         self._lock = threading.Lock()
         self._closed = False
-        self._n_unread = 0  # answers to requests that an exception here, as Ctrl-C, gave up
         self._child: Child | None = None
         self._last_death = f"{path}: its process was stopped meanwhile; ask again"
         self._pieces: dict[int, bytes] = {}
@@ -159,53 +158,31 @@ class IsolatedEngine:
             if of is not None and of is not child:
                 raise EngineError(self._last_death)
             try:
-                self._send(child, [name, *arguments], data)
-                message = self._receive(child)
+                message = child.ask([name, *arguments], data)
             except EngineError as error:
                 self._last_death = str(error)
                 self._forget()
                 if self._closed:
                     raise QwqError(f"{self._path}: the model is closed; open it again") from None
                 raise
+        raise_error(message)
         return message
 
     def _start(self, on_progress: OnProgress | None) -> Any:
         child = Child(self.entry)
-        self._child, self._n_unread = child, 0
+        self._child = child
         done = False
         try:
             child.send([str(self._path), _fields(self._settings), _log_level()])
-            while isinstance(progress := self._receive(child).value, list):
+            while isinstance((message := child.receive()).value, list):
                 if on_progress is not None:
-                    on_progress(*progress)
+                    on_progress(*message.value)
+            raise_error(message)
             done = True
         finally:
             if not done:
                 self._forget()
-        return progress
-
-    def _send(self, child: Child, request: Any, data: bytes) -> None:
-        done = False
-        try:
-            while self._n_unread:
-                child.receive()
-                self._n_unread -= 1
-            child.send(request, data)
-            done = True
-        finally:
-            if not done:
-                self._forget()  # half a request may be on its way
-
-    def _receive(self, child: Child) -> Message:
-        try:
-            message = child.receive()
-        except KeyboardInterrupt:
-            self._n_unread += 1
-            if not child.is_waiting:
-                self._forget()
-            raise
-        raise_error(message)
-        return message
+        return message.value
 
     def _forget(self) -> None:
         if self._child is not None:
@@ -217,7 +194,8 @@ def serve(channel: Channel) -> None:
     """The life of the process: a path and settings in, then calls in and their results out."""
     calls = open_engine(channel)
     while calls is not None:
-        channel.send(*calls.answer(channel.receive()))
+        request = channel.receive()
+        channel.send(*calls.answer(request), number=request.number)
         calls.engine.read_on()
 
 

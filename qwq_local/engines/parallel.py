@@ -28,8 +28,8 @@ def isolate(
 class ParallelEngine(IsolatedEngine):
     """Hands calls to a BatchedEngine in a child process, as many at a time as come.
 
-    Each call has a number, by which a thread here finds who waits for its answer. Where the process
-    dies all that wait get EngineError, and the next call starts another.
+    A thread here finds who waits for an answer by its number. Where the process dies all that wait
+    get EngineError, and the next call starts another.
     """
 
     entry = "qwq_local.engines.parallel:serve"
@@ -37,7 +37,7 @@ class ParallelEngine(IsolatedEngine):
     def __init__(
         self, path: Path, settings: EngineSettings, *, on_progress: OnProgress | None = None
     ) -> None:
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(1)
         self._boxes: dict[int, _Box] = {}
         self._reader: threading.Thread | None = None
         super().__init__(path, settings, on_progress=on_progress)
@@ -51,22 +51,24 @@ class ParallelEngine(IsolatedEngine):
         self, name: str, *arguments: Any, of: Child | None = None, data: bytes = b""
     ) -> Message:
         box: _Box = queue.SimpleQueue()
-        with self._lock:
-            self._check_open()
-            if self._child is None:
-                self._start(None)
-            child, boxes = self._child, self._boxes
-            assert child is not None
-            if of is not None and of is not child:
-                raise EngineError(self._last_death)
-            number = next(self._numbers)
-            boxes[number] = box
-            try:
-                self._send(child, [number, name, *arguments], data)
-            except EngineError as error:
-                self._last_death = str(error)
-                raise
+        number = next(self._numbers)
+        boxes = self._boxes
         try:
+            with self._lock:
+                self._check_open()
+                if self._child is None:
+                    self._start(None)
+                child, boxes = self._child, self._boxes
+                assert child is not None
+                if of is not None and of is not child:
+                    raise EngineError(self._last_death)
+                boxes[number] = box
+                try:
+                    child.send([name, *arguments], data, number=number)
+                except EngineError as error:
+                    self._last_death = str(error)
+                    self._forget()
+                    raise
             message = box.get()
         finally:
             boxes.pop(number, None)
@@ -93,10 +95,9 @@ class ParallelEngine(IsolatedEngine):
         try:
             while True:
                 message = child.receive()
-                number, value = message.value
-                box = boxes.get(number)
+                box = boxes.get(message.number)
                 if box is not None:  # whoever asked still waits
-                    box.put(Message(value, message.data))
+                    box.put(message)
         except EngineError as error:
             with self._lock:
                 if self._child is child:
@@ -114,12 +115,12 @@ def serve(channel: Channel) -> None:
     n_parallel: int = calls.engine.n_parallel
     sending = threading.Lock()
 
-    def answer(number: int, request: Message) -> None:
+    def answer(request: Message) -> None:
         done = False
         try:
             value, data = calls.answer(request)
             with sending:
-                channel.send([number, value], data)
+                channel.send(value, data, number=request.number)
             done = True
         finally:
             if not done:  # a bug, or the parent has gone: nobody is to wait for ever
@@ -128,6 +129,4 @@ def serve(channel: Channel) -> None:
 
     threads = ThreadPoolExecutor(max_workers=2 * n_parallel + 2)
     while True:
-        request = channel.receive()
-        number, *call = request.value
-        threads.submit(answer, number, Message(call, request.data))
+        threads.submit(answer, channel.receive())

@@ -7,15 +7,18 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert.errors import EngineError, GgufError, QwqError, UsageError
-from qwq_local import Limits, QwQ, Sampling
+from qwq_local import Limits, QwQ, Sampling, child
+from qwq_local.engines import isolated
 from qwq_local.engines.gguf import GgufEngine
 from qwq_local.engines.isolated import IsolatedEngine
+from tests.qwq_local.ctrl_c import interrupted, use_narrow_pipes
 
 GREEDY = Sampling(temperature=0)
 
@@ -136,17 +139,60 @@ def test_killing_it_at_random_moments_loses_nothing(qwq: QwQ) -> None:
     assert [m["content"][:9] for m in session.messages[::2]] == [f"What is {i}" for i in range(6)]
 
 
+@contextmanager
+def killed_if_it_hangs(qwq: QwQ) -> Iterator[None]:
+    """For a test of bytes that may be lost: who waits for them is to get EngineError."""
+    timer = threading.Timer(300, _kill_if_alive, [qwq])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 def _kill_if_alive(qwq: QwQ) -> None:
     pid = engine_of(qwq).pid
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
-    """Would catch an answer that is taken for that of the next request.
+@pytest.mark.parametrize("nbytes", [32, None], ids="pipes of {} bytes".format)
+def test_ctrl_c_at_any_moment_costs_its_request_alone(
+    bf16_gguf: Path, nbytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a byte lost or sent twice, and an answer that is taken for that of another.
 
-    Its process is another one afterwards where a request was on its way just then. The key is
-    pressed again after a while, since Python drops an exception that falls into a finalizer.
+    At every moment of a request and of a reply: before it is sent, within and after that, while it
+    is waited for, between two reads of its answer. The process stays the same.
+    """
+    if nbytes is not None:
+        use_narrow_pipes(monkeypatch, nbytes)
+    question = "What is 12 + 34?"
+    with QwQ.open(bf16_gguf, context=256, threads=1) as qwq, killed_if_it_hangs(qwq):
+        engine = engine_of(qwq)
+        pid, ids = engine.pid, engine.tokenize(question, parse_special=False)
+
+        def reply() -> list[int]:
+            stream = engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=2, stop_ids=())
+            return list(stream)
+
+        expected = reply()
+        for task in (lambda: engine.tokenize("Another text.", parse_special=False), reply):
+            n_moments = 0
+            while interrupted(task, n_moments, child, isolated):
+                assert engine.tokenize(question, parse_special=False) == ids
+                n_moments += 1
+            assert n_moments > 30
+            assert reply() == expected
+        assert engine.pid == pid
+
+
+def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
+    """Would catch an answer that is taken for that of the next request, and a process that is lost.
+
+    The key is pressed again after a while, since Python drops an exception that falls into a
+    finalizer.
     """
     caught = threading.Event()
 
@@ -156,7 +202,7 @@ def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             delay_s = 15
 
-    session = qwq.session(sampling=GREEDY)
+    session, pid = qwq.session(sampling=GREEDY), engine_of(qwq).pid
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         list(map(session.ask, itertools.repeat("What is 12 + 34? " * 20)))
@@ -164,6 +210,7 @@ def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
     expected = qwq.session(sampling=GREEDY, seed=1).ask("What is 1 + 2?", max_tokens=20)
     again = qwq.session(sampling=GREEDY, seed=1).ask("What is 1 + 2?", max_tokens=20)
     assert (expected.reasoning, expected.answer) == (again.reasoning, again.answer)
+    assert engine_of(qwq).pid == pid
 
 
 def test_closing_from_another_thread_ends_a_reply(bf16_gguf: Path) -> None:

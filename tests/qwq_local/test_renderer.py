@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from convert.errors import QwqError
-from qwq_local import renderer
+from qwq_local import child, renderer
+from tests.qwq_local.ctrl_c import interrupted, use_narrow_pipes
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLING = (
@@ -60,3 +61,22 @@ def test_one_that_would_do_more_than_render_is_refused(source: str, tmp_path: Pa
     with pytest.raises(QwqError, match=r"^chat template: it fails on these messages \(.*; "):
         renderer.render(source.replace("PATH", str(path)), {"messages": []})
     assert not path.exists()
+
+
+def test_ctrl_c_at_any_moment_leaves_no_prompt_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Would catch a question that is answered again, since its prompt came late."""
+    use_narrow_pipes(monkeypatch, 8)
+    renderer._renderer.cache_clear()
+    assert renderer.render("{{ a }}", {"a": 0}) == "0"
+    process = renderer._renderer()._child
+    n_moments = 0
+    while interrupted(
+        lambda: renderer.render("{{ a }}", {"a": "late"}), n_moments, child, renderer
+    ):
+        n_moments += 1
+        assert renderer.render("{{ a }}", {"a": n_moments}) == str(n_moments)
+    assert n_moments > 20
+    assert renderer._renderer()._child is process
+    renderer._renderer.cache_clear()
