@@ -7,7 +7,7 @@ then an error and not a crash of the process, and read pages never count as its 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ class Checkpoint:
             )
         config = read_json_object(config_path)
         model = parse_config(config, str(config_path))
-        tensors = _locate_tensors(path)
+        tensors = locate_tensors(path)
         _check_tensors(path, tensors, model)
         opened = cls(path, config=config, model=model, tensors=tensors)
         try:
@@ -118,11 +118,13 @@ class Checkpoint:
             return path.parents[1].name.rpartition("--")[2]
         return path.name
 
-    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+    def rows(
+        self, name: str, start: int, stop: int, *, out: Float32Array | None = None
+    ) -> Float32Array:
         """Rows start to stop of a matrix, or those elements of a vector, as float32.
 
-        Raises CheckpointError where a weight is NaN or infinite, with its position, and where the
-        shard ends early.
+        out: where they go, contiguous; a new array by default. Raises CheckpointError where a
+        weight is NaN or infinite, with its position, and where the shard ends early.
         """
         info = self.tensors[name]
         assert 0 <= start <= stop <= info.shape[0], (name, start, stop, info.shape)
@@ -130,7 +132,7 @@ class Checkpoint:
         n_per_row = int(np.prod(row_shape, dtype=np.int64))
         row_nbytes = n_per_row * ITEM_NBYTES[info.dtype]
         raw = self._read_bytes(info, start * row_nbytes, (stop - start) * row_nbytes)
-        values = to_float32(raw, info.dtype)
+        values = to_float32(raw, info.dtype, None if out is None else out.reshape(-1))
         check_finite(values, info, start * n_per_row)
         return values.reshape((stop - start, *row_shape))
 
@@ -218,11 +220,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def read_safetensors_header(path: Path) -> Iterator[TensorInfo]:
+def read_safetensors_header(
+    path: Path, item_nbytes: Mapping[str, int] = ITEM_NBYTES
+) -> Iterator[TensorInfo]:
     """The tensors of one shard, every number checked against the file's size.
 
-    Raises CheckpointError for a cut file, a malformed header, an unknown dtype, byte ranges that
-    overlap, leave holes or pass the end, and shapes that do not match their range.
+    item_nbytes: the dtypes that may occur. Raises CheckpointError for a cut file, a malformed
+    header, an unknown dtype, byte ranges that overlap, leave holes or pass the end, and shapes that
+    do not match their range.
     Source: https://github.com/huggingface/safetensors, section Format.
     """
     try:
@@ -236,7 +241,9 @@ def read_safetensors_header(path: Path) -> Iterator[TensorInfo]:
             f"{path}: cannot be read ({error.strerror}); check the file and its rights"
         ) from error
     header.pop("__metadata__", None)
-    infos = [_parse_entry(path, name, entry, data_start) for name, entry in header.items()]
+    infos = [
+        _parse_entry(path, name, entry, data_start, item_nbytes) for name, entry in header.items()
+    ]
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     end = data_start
     for info in infos:
@@ -272,7 +279,9 @@ def _read_header(file: BinaryIO, file_nbytes: int, path: Path) -> tuple[dict[str
     return parse_json_object(text, f"{path} (header)"), 8 + header_nbytes
 
 
-def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+def _parse_entry(
+    path: Path, name: str, entry: object, data_start: int, item_nbytes: Mapping[str, int]
+) -> TensorInfo:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop]}:
             pass
@@ -280,9 +289,9 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tenso
             raise CheckpointError(
                 f"{path}: {name} lacks dtype, shape or data_offsets; {_WHAT_TO_DO}"
             )
-    if dtype not in ITEM_NBYTES:
+    if dtype not in item_nbytes:
         raise CheckpointError(
-            f"{path}: {name} is of dtype {dtype[:20]} and one of {', '.join(ITEM_NBYTES)} is "
+            f"{path}: {name} is of dtype {dtype[:20]} and one of {', '.join(item_nbytes)} is "
             "needed; give the unquantized checkpoint"
         )
     numbers = [*shape, start, stop]
@@ -290,7 +299,7 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tenso
         raise CheckpointError(
             f"{path}: {name} has a shape or byte range that is none; {_WHAT_TO_DO}"
         )
-    expected_nbytes = ITEM_NBYTES[dtype]
+    expected_nbytes = item_nbytes[dtype]
     for size in shape:
         expected_nbytes *= size
     if stop - start != expected_nbytes:
@@ -301,7 +310,14 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tenso
     return TensorInfo(name, dtype, tuple(shape), path, data_start + start, expected_nbytes)
 
 
-def _locate_tensors(path: Path) -> dict[str, TensorInfo]:
+def locate_tensors(
+    path: Path, item_nbytes: Mapping[str, int] = ITEM_NBYTES
+) -> dict[str, TensorInfo]:
+    """Where each tensor of a folder lies, by the headers of its shards.
+
+    item_nbytes: the dtypes that may occur. Raises CheckpointError where index and shards do not
+    fit together, and as read_safetensors_header does.
+    """
     index_path = path / _INDEX_FILE
     if not index_path.is_file():
         if not (path / _SINGLE_FILE).is_file():
@@ -311,7 +327,9 @@ def _locate_tensors(path: Path) -> dict[str, TensorInfo]:
             raise CheckpointError(
                 f"{path}: holds neither {_SINGLE_FILE} nor {_INDEX_FILE}; {remedy}"
             )
-        return {info.name: info for info in read_safetensors_header(path / _SINGLE_FILE)}
+        return {
+            info.name: info for info in read_safetensors_header(path / _SINGLE_FILE, item_nbytes)
+        }
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: has no weight_map; {_WHAT_TO_DO}")
@@ -323,7 +341,7 @@ def _locate_tensors(path: Path) -> dict[str, TensorInfo]:
             )
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
-        for info in read_safetensors_header(path / shard):
+        for info in read_safetensors_header(path / shard, item_nbytes):
             said = weight_map.get(info.name)
             if said != shard:
                 raise CheckpointError(
@@ -371,15 +389,19 @@ def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> Float32Array:
-    """Exact widening; little-endian bytes in, native float32 out."""
+def to_float32(
+    raw: npt.NDArray[np.uint8], dtype: str, out: Float32Array | None = None
+) -> Float32Array:
+    """Exact widening; little-endian bytes in, native float32 out, a new array by default."""
     if dtype == "BF16":
-        widened = np.empty(len(raw) // 2, dtype=np.uint32)
-        np.left_shift(raw.view("<u2"), 16, out=widened, dtype=np.uint32)
-        return widened.view(np.float32)
-    if dtype == "F16":
-        return raw.view("<f2").astype(np.float32)
-    return raw.view("<f4").astype(np.float32, copy=False)
+        out = np.empty(len(raw) // 2, dtype=np.float32) if out is None else out
+        np.left_shift(raw.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
+        return out
+    values = raw.view("<f2" if dtype == "F16" else "<f4")
+    if out is None:
+        return values.astype(np.float32, copy=False)
+    np.copyto(out, values)
+    return out
 
 
 def check_finite(values: Float32Array, info: TensorInfo, first: int) -> None:

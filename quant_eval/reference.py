@@ -22,9 +22,10 @@ from convert.evaluation_states import Halves, normed, read_evaluation
 from convert.layer_stream import LayerStream
 
 BATCH_TOKENS = 2048
-MAX_CHUNK_ELEMENTS = 1 << 26  # of logits at a time: 256 MiB
+MAX_CHUNK_ELEMENTS = 1 << 27  # of logits at a time: 512 MiB
 NORM = "model.norm.weight"
-MATRIX_ROWS = 512  # of the output matrix at a time: 10 MiB, which a processor's cache may hold
+MATRIX_ROWS = 1024  # of the output matrix at a time: 20 MiB, which a processor's cache may hold
+READ_ROWS = 128  # by one thread
 N_READERS = 2
 
 Floats = npt.NDArray[np.float32]
@@ -70,32 +71,44 @@ class Reference:
     def _chunks(self, spans: Sequence[Span]) -> Iterator[Floats]:
         """The logits of all spans, one behind the other."""
         weight = self.checkpoint.read(NORM)
-        n_rows = max(1, MAX_CHUNK_ELEMENTS // self.checkpoint.model.vocab_size)
         states = np.concatenate(
             [self.hidden[passage][start:stop] for passage, start, stop in spans]
         )
+        n_rows = self.chunk_rows
         for first in range(0, len(states), n_rows):
             yield self._project(weight * states[first : first + n_rows].astype(np.float32))
 
-    def _project(self, states: Floats) -> Floats:
-        """(n, hidden_size) to (n, vocab_size), reading the output matrix in slices.
+    @property
+    def chunk_rows(self) -> int:
+        """For how many rows of logits the output matrix is read once."""
+        return max(1, MAX_CHUNK_ELEMENTS // self.checkpoint.model.vocab_size)
 
-        Slices are read and widened in threads, several at once; products have threads of their own.
+    def _project(self, states: Floats) -> Floats:
+        """(n, hidden_size) to (n, vocab_size), a slice of the output matrix after the other."""
+        logits = np.empty((len(states), self.checkpoint.model.vocab_size), dtype=np.float32)
+        for start, matrix in self.output_matrix():
+            np.matmul(states, matrix.T, out=logits[:, start : start + len(matrix)])
+        return logits
+
+    def output_matrix(self) -> Iterator[tuple[int, Floats]]:
+        """The output matrix in float32, in slices that follow one another in the same memory.
+
+        Yields the first row's number and the rows, which the next slice overwrites. They are read
+        and widened in threads.
         """
         model = self.checkpoint.model
         name = "model.embed_tokens.weight" if model.tied_embeddings else "lm_head.weight"
-        logits = np.empty((len(states), model.vocab_size), dtype=np.float32)
-        starts = range(0, model.vocab_size, MATRIX_ROWS)
+        buffer: Floats = np.empty((MATRIX_ROWS, model.hidden_size), dtype=np.float32)
         with ThreadPoolExecutor(N_READERS) as pool:
-            for first in range(0, len(starts), N_READERS):
-                ends = [
-                    (start, min(start + MATRIX_ROWS, model.vocab_size))
-                    for start in starts[first : first + N_READERS]
-                ]
-                matrices = pool.map(lambda both: self.checkpoint.rows(name, *both), ends)
-                for (start, stop), matrix in zip(ends, list(matrices), strict=True):
-                    np.matmul(states, matrix.T, out=logits[:, start:stop])
-        return logits
+            for start in range(0, model.vocab_size, MATRIX_ROWS):
+                matrix = buffer[: model.vocab_size - start]
+
+                def read(first: int, start: int = start, matrix: Floats = matrix) -> None:
+                    part = matrix[first : first + READ_ROWS]
+                    self.checkpoint.rows(name, start + first, start + first + len(part), out=part)
+
+                deque(pool.map(read, range(0, len(matrix), READ_ROWS)), maxlen=0)
+                yield start, matrix
 
 
 def final_hidden_states(

@@ -29,6 +29,7 @@ def test_logits_equal_transformers(
     folder = write_checkpoint(tmp_path / "model", config=config, dtype=dtype)
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     monkeypatch.setattr(reference, "MATRIX_ROWS", 100)
+    monkeypatch.setattr(reference, "READ_ROWS", 30)
     monkeypatch.setattr(reference, "MAX_CHUNK_ELEMENTS", 2 * 320)
     with Checkpoint.open(folder) as checkpoint:
         finished = final_hidden_states(checkpoint, PASSAGES, batch_tokens=8)
