@@ -42,7 +42,7 @@ class Metrics:
         with self._lock:
             sums = dict(self._sums)
         lines = [
-            f"# HELP qwq_{name} {_HELP[name]}\n# TYPE qwq_{name} counter\nqwq_{name} {value:.10g}"
+            f"# HELP qwq_{name} {_HELP[name]}\n# TYPE qwq_{name} counter\nqwq_{name} {value}"
             for name, value in sums.items()
         ]
         gauges = {

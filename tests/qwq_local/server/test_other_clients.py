@@ -3,6 +3,11 @@
 Their own warnings are theirs; openai's and anthropic's packages have test_clients.py.
 """
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -11,6 +16,7 @@ from pydantic import BaseModel
 from tests.qwq_local.server.running import Running
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+SCOPED = ("test", "fixture")
 TEXT = "Which is larger, 9.9 or 9.11?"
 WEATHER = {
     "type": "function",
@@ -125,6 +131,28 @@ def test_langchain_is_told_what_is_wrong(langchain: Any) -> None:
 
     with pytest.raises(openai.BadRequestError, match="temperature"):
         langchain(temperature=99).invoke(TEXT)
+
+
+def test_langchains_own_tests_of_a_chat_model(nano_server: Running, tmp_path: Path) -> None:
+    """In a process of their own, where the plugins that they need change no other test's run."""
+    loop_scopes = "".join(f"asyncio_default_{what}_loop_scope = session\n" for what in SCOPED)
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\nasyncio_mode = auto\n{loop_scopes}")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini")]
+    command += ["--rootdir", str(tmp_path), "--noconftest", "-p", "no:cacheprovider"]
+    for plugin in ("codspeed", "hypothesispytest", "langsmith_plugin", "schemathesis"):
+        command += ["-p", f"no:{plugin}"]
+    result = subprocess.run(
+        [*command, "tests/qwq_local/server/standard_langchain.py"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | {"QWQ_URL": f"{nano_server.url}/v1", "LANGSMITH_TRACING": "false"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed, result.stdout
+    assert int(passed[1]) >= 30, result.stdout
 
 
 def test_litellm_streams_a_thought_and_an_answer(litellm: Any) -> None:
