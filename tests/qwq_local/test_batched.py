@@ -126,6 +126,33 @@ def test_those_who_begin_together_are_read_together(
     assert [sorted(slot for slot, _ in one) for one in batches] == [list(range(N))]
 
 
+def test_a_batch_waits_for_who_has_begun(
+    batched_qwq: QwQ, batches: list[list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a reply that misses a batch between turning to its prompt and asking for it."""
+    monkeypatch.setattr(batched, "GRACE_S", 60)
+    batch = engine_of(batched_qwq)._batch
+    read, begun, followed = batch.read, threading.Event(), threading.Event()
+
+    def first_read_late(*arguments: Any, **options: Any) -> Any:
+        if begun.is_set():
+            followed.set()
+        else:
+            begun.set()
+            assert followed.wait(120)
+            while not (batch._is_busy or batches):
+                threading.Event().wait(0.01)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(batch, "read", first_read_late)
+    prompts = [ids_of(batched_qwq, text)[:9] for text in QUESTIONS[:2]]
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(greedy, batched_qwq, prompts[0], 1)
+        assert begun.wait(120)
+        threads.submit(greedy, batched_qwq, prompts[1], 1)
+    assert [len(one) for one in batches] == [2]
+
+
 def test_logits_read_together_are_those_read_alone(gguf_qwq: QwQ, batched_qwq: QwQ) -> None:
     """Would catch rows that are taken from another's piece."""
     prompts = [ids_of(gguf_qwq, text * 9) for text in QUESTIONS]
