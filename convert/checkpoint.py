@@ -128,6 +128,7 @@ class Checkpoint:
         """
         info = self.tensors[name]
         assert 0 <= start <= stop <= info.shape[0], (name, start, stop, info.shape)
+        assert out is None or out.flags.c_contiguous, name
         row_shape = info.shape[1:]
         n_per_row = int(np.prod(row_shape, dtype=np.int64))
         row_nbytes = n_per_row * ITEM_NBYTES[info.dtype]

@@ -139,15 +139,11 @@ class Chat:
         note(f"thoughts are {self._thought}")
 
     def plan(self, _rest: str) -> None:
-        from convert.gguf_header import read_header
         from qwq_local.engine import EngineSettings
-        from qwq_local.engines.gguf import KV_TYPES, plan_gguf
+        from qwq_local.engines.here import plan_here
 
-        path = Path(self._qwq.path)
-        if path.suffix != ".gguf":
-            raise UsageError(f"/plan: {path} is no GGUF file; open one")
         settings = EngineSettings(self._qwq.engine.rope_plan.context_length)
-        memory = plan_gguf(path, read_header(path), settings, kv_type=KV_TYPES[0])
+        memory, _ = plan_here(Path(self._qwq.path), settings)
         for line in plan_lines(memory):
             note(line)
 

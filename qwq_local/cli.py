@@ -234,26 +234,25 @@ def chat(
 
 @app.command()
 def plan(
-    model: Annotated[Path, typer.Argument(help="A GGUF file, or a folder that holds one.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A GGUF file, a GPTQ or checkpoint folder, or a folder that holds one."
+        ),
+    ],
     *,
     context: Context = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show what a GGUF file would take of each device's memory, without loading it."""
+    """Show what a model would take of each device's memory, without loading it."""
     from convert.files import format_nbytes
-    from convert.gguf_header import read_header
     from qwq_local.engine import EngineSettings
-    from qwq_local.engines.gguf import KV_TYPES, plan_gguf
+    from qwq_local.engines.here import plan_here
     from qwq_local.find import find_model
     from qwq_local.memory_plan import find_nvidia_gpus
 
     found = find_model(model)
-    if found.kind != "gguf":
-        raise UsageError(f"{found.path}: is no GGUF file; give one, or a folder that holds one")
-    header = read_header(found.path)
-    settings = EngineSettings(context)
-    plans = [plan_gguf(found.path, header, settings, kv_type=kv_type) for kv_type in KV_TYPES]
-    chosen = plan_gguf(found.path, header, settings)
+    chosen, plans = plan_here(found.path, EngineSettings(context))
     if as_json:
         facts = [{"fits": p.fits, "chosen": p == chosen} for p in plans]
         rows = [dataclasses.asdict(p) | fact for p, fact in zip(plans, facts, strict=True)]
@@ -273,11 +272,14 @@ def plan(
                 f"{format_nbytes(share.device.free_nbytes)} are free"
             )
     if not any(share.device.is_gpu for share in chosen.shares):
+        remedy = (
+            "where llama-cpp-python is built without CUDA, QWQ_BACKEND=cuda make setup builds it so"
+            if found.kind == "gguf"
+            else "where torch is built without CUDA, install a build that has it"
+        )
         for gpu in find_nvidia_gpus():
-            typer.echo(
-                f"  not used: {gpu.name}, {format_nbytes(gpu.free_nbytes)} free; where "
-                "llama-cpp-python is built without CUDA, QWQ_BACKEND=cuda make setup builds it so"
-            )
+            free = format_nbytes(gpu.free_nbytes)
+            typer.echo(f"  not used: {gpu.name}, {free} free; {remedy}")
 
 
 def _self_generate(*arguments: Any) -> Any:

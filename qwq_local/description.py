@@ -76,9 +76,10 @@ def describe_folder(path: Path) -> Description:
 
 def is_gptq(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a GPTQ folder."""
-    quantization = config.get("quantization_config") or {}
-    is_one: bool = quantization.get("quant_method") == "gptq"
-    return is_one
+    match config.get("quantization_config"):
+        case {"quant_method": "gptq"}:
+            return True
+    return False
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:

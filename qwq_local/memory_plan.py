@@ -1,4 +1,4 @@
-"""What a GGUF model takes of each device, held against what is free, before it is loaded."""
+"""What a model takes of each device, held against what is free, before it is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from convert.errors import QwqError
 from convert.files import format_nbytes
@@ -61,11 +61,12 @@ class Share:
 class MemoryPlan:
     """How a model is loaded.
 
-    n_gpu_layers counts the output matrix as a layer, as llama.cpp does.
+    kv_type: what the kv_cache is stored in. n_gpu_layers counts the output matrix as a layer, as
+    llama.cpp does.
     """
 
     context: int
-    kv_type: KvType
+    kv_type: str
     batch: int
     n_gpu_layers: int
     shares: tuple[Share, ...]
@@ -80,6 +81,24 @@ class MemoryPlan:
         return all(share.fits for share in self.shares)
 
 
+@dataclass(frozen=True, slots=True)
+class GgufPlan(MemoryPlan):
+    """A plan for llama.cpp, where the kv_cache's type can be chosen."""
+
+    kv_type: KvType
+
+
+AnyPlan = TypeVar("AnyPlan", bound=MemoryPlan)
+
+
+def best_plan(plans: Sequence[AnyPlan]) -> AnyPlan:
+    """That it fits goes before the longest context, and that before all layers on GPUs.
+
+    Of equal ones the first.
+    """
+    return max(plans, key=lambda plan: (plan.fits, plan.context, plan.is_on_gpu))
+
+
 def plan_memory(
     sizes: ModelSizes,
     devices: Sequence[Device],
@@ -89,7 +108,7 @@ def plan_memory(
     batch: int,
     n_logits_rows: int,
     n_sequences: int = 1,
-) -> MemoryPlan:
+) -> GgufPlan:
     """As many layers on the GPUs as their free memory holds, the rest beside the processor.
 
     n_sequences: so many conversations have a context each. Weights count as spread evenly over the
@@ -113,7 +132,7 @@ def plan_memory(
     n_gpu_layers = n_units - n_left
     for device in (device for device in devices if not device.is_gpu):
         shares.append(_share(device, n_left / n_units, sizes, kv_nbytes, compute_nbytes))
-    return MemoryPlan(context, kv_type, batch, n_gpu_layers, tuple(shares))
+    return GgufPlan(context, kv_type, batch, n_gpu_layers, tuple(shares))
 
 
 def check_fits(plan: MemoryPlan, alternatives: Iterable[MemoryPlan], path: Path) -> None:
@@ -121,12 +140,15 @@ def check_fits(plan: MemoryPlan, alternatives: Iterable[MemoryPlan], path: Path)
     if plan.fits:
         return
     tight = next(share for share in plan.shares if not share.fits)
-    fitting = next((other for other in alternatives if other.fits), None)
-    advice = (
-        "choose a smaller type of file"
-        if fitting is None
-        else f"--context {fitting.context} --kv-type {fitting.kv_type} would fit"
-    )
+    match next((other for other in alternatives if other.fits), None):
+        case GgufPlan() as fitting:
+            advice = f"--context {fitting.context} --kv-type {fitting.kv_type} would fit"
+        case MemoryPlan() as fitting:
+            advice = f"--context {fitting.context} would fit"
+        case None if isinstance(plan, GgufPlan):
+            advice = "choose a smaller type of file"
+        case None:
+            advice = "choose a GGUF file of it, which takes less"
     raise QwqError(
         f"{path}: with a context of {plan.context:,} tokens it takes "
         f"{format_nbytes(tight.nbytes)} of {tight.device.name}, where "
@@ -136,8 +158,6 @@ def check_fits(plan: MemoryPlan, alternatives: Iterable[MemoryPlan], path: Path)
 
 def find_devices(llama: Any) -> tuple[Device, ...]:
     """The processor's memory, and each GPU that this build of llama.cpp can use."""
-    import psutil
-
     library = llama._lib
     library.ggml_backend_dev_count.restype = ctypes.c_size_t
     library.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -150,8 +170,15 @@ def find_devices(llama: Any) -> tuple[Device, ...]:
             library.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
             name = library.ggml_backend_dev_name(handle).decode()
             devices.append(Device(name, True, free.value))
+    return (*devices, find_memory())
+
+
+def find_memory() -> Device:
+    """The processor's memory."""
+    import psutil
+
     free_nbytes = min(psutil.virtual_memory().available, _free_in_container())
-    return (*devices, Device("memory", False, free_nbytes))
+    return Device("memory", False, free_nbytes)
 
 
 def find_nvidia_gpus() -> tuple[Device, ...]:

@@ -9,7 +9,6 @@ from qwq_local.description import (
     Description,
     describe_folder,
     describe_gguf,
-    is_gptq,
     read_json,
 )
 from qwq_local.engine import Engine, EngineSettings, KvChoice, OnProgress, Speculation
@@ -91,7 +90,7 @@ class QwQ:
         together, each with a context of its own; what does not overlap in time takes turns.
         repair_template: whether a chat template that opens no thought is mended, with a Notice, or
         refused. isolated: whether the model runs in a process of its own, whose death is an
-        EngineError and no more. on_progress: told how much of a GGUF file is loaded, in percent.
+        EngineError and no more. on_progress: told how much of the files is loaded, in percent.
         Raises QwqError where there is no model or it cannot be loaded.
         """
         if str(path).startswith(("http://", "https://")):
@@ -211,10 +210,9 @@ def _describe(model: ModelPath, settings: EngineSettings) -> Description:
             f"{model.path}: {settings.parallel} replies at once are asked for, and a folder makes "
             "one; use a GGUF file, or leave --parallel out"
         )
+    from qwq_local.engines.folder import read_folder
+
     description = describe_folder(model.path)
     read_json(model.path / "tokenizer.json")  # before a process is started in vain
-    if not is_gptq(read_json(model.path / "config.json")):
-        from convert.checkpoint import Checkpoint
-
-        Checkpoint.open(model.path).close()
+    read_folder(model.path)
     return description

@@ -3,13 +3,18 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice, product
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from convert.calibration import Conversation
+from convert.gptq import GptqSettings
+from convert.gptq_format import packed_tensors, quantization_config
 from convert.qwen2 import parse_config, tensor_specs
+from convert.safetensors_writer import OutputTensor, write_shard
 
 Array = npt.NDArray[np.float32]
 
@@ -90,6 +95,40 @@ def write_checkpoint(
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     _dump(folder / "model.safetensors.index.json", index)
     return folder
+
+
+def write_gptq(
+    folder: Path, *, config: Mapping[str, object] | None = None, bits: int = 4, seed: int = 0
+) -> Path:
+    """Write a GPTQ folder of random codes, groups of 32; `config` overrides CONFIG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = parse_config(CONFIG | dict(config or {}), "synthetic")
+    settings = GptqSettings(bits=bits, group_size=32)
+    rng = np.random.default_rng(seed)
+    tensors: list[OutputTensor] = []
+    for spec in tensor_specs(model):
+        if spec.name.endswith("proj.weight"):
+            tensors += packed_tensors(spec, settings)
+        else:
+            tensors.append(OutputTensor(spec.name, "F16", spec.shape, 2 * prod(spec.shape)))
+    quantization = quantization_config(settings, {"quantizer": ["synthetic"]})
+    table = CONFIG | dict(config or {}) | {"quantization_config": quantization}
+    _dump(folder / "config.json", table)
+    _dump(folder / "generation_config.json", GENERATION_CONFIG)
+    write_tokenizer(folder)
+    arrays = ((tensor.name, _random_part(tensor, rng)) for tensor in tensors)
+    write_shard(folder / "model.safetensors", tensors, arrays)
+    return folder
+
+
+def _random_part(tensor: OutputTensor, rng: np.random.Generator) -> npt.NDArray[Any]:
+    if tensor.name.endswith("g_idx"):
+        return (np.arange(tensor.shape[0]) // 32).astype("<i4")
+    if tensor.dtype == "I32":
+        return rng.integers(-(1 << 31), 1 << 31, tensor.shape).astype("<i4")
+    mean = 1.0 if tensor.name.endswith("norm.weight") else 0.0
+    scale = 0.001 if tensor.name.endswith("scales") else 0.05
+    return rng.normal(mean, scale, tensor.shape).astype("<f2")
 
 
 def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-STEP_UNIT = 1024
-"""A decoded id sees so many positions or a multiple; the last ones are masked."""
+from qwq_local.engines.folder import STEP_UNIT
+
 _log = logging.getLogger(__name__)
 
 Tensor = torch.Tensor

@@ -28,8 +28,9 @@ from qwq_local.memory import choose_context, choose_threads
 from qwq_local.memory_plan import (
     KV_NBYTES,
     Device,
-    MemoryPlan,
+    GgufPlan,
     ModelSizes,
+    best_plan,
     check_fits,
     find_devices,
     plan_memory,
@@ -451,7 +452,7 @@ def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
 
 def plan_gguf(
     path: Path, header: GgufHeader, settings: EngineSettings, *, kv_type: KvChoice | None = None
-) -> MemoryPlan:
+) -> GgufPlan:
     """How the file would be loaded, whether it fits or not. kv_type: instead of settings'.
 
     What is left open is chosen in this order: that it fits, the longest context, all layers on
@@ -466,7 +467,7 @@ def plan_gguf(
         for one in (KV_TYPES if choice == "auto" else (choice,))
         for batch in batches
     ]
-    return max(plans, key=lambda plan: (plan.fits, plan.context, plan.is_on_gpu))
+    return best_plan(plans)
 
 
 def _model_sizes(
@@ -496,7 +497,7 @@ def _plan_as(
     n_possible: int,
     kv_type: KvType,
     batch: int,
-) -> MemoryPlan:
+) -> GgufPlan:
     n_context = choose_context(
         settings.context,
         n_possible=n_possible,
@@ -526,7 +527,7 @@ def _plan_as(
 
 def plan_alternatives(
     path: Path, header: GgufHeader, settings: EngineSettings
-) -> Iterator[MemoryPlan]:
+) -> Iterator[GgufPlan]:
     """Smaller ways to load the file, the least painful first."""
     context = plan_gguf(path, header, settings).context
     while context >= _SMALLEST_CONTEXT:

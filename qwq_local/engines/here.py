@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwq_local.engine import EngineSettings, OnProgress
+from qwq_local.memory_plan import MemoryPlan, best_plan
 
 if TYPE_CHECKING:
     from qwq_local.engines.gguf import GgufEngine
@@ -19,7 +20,7 @@ def open_here(
     if path.is_dir():
         from qwq_local.engines.transformers import TransformersEngine
 
-        return TransformersEngine(path, settings)
+        return TransformersEngine(path, settings, on_progress=on_progress)
     from convert.gguf_header import read_header
 
     if settings.parallel > 1:
@@ -29,3 +30,29 @@ def open_here(
     from qwq_local.engines.gguf import GgufEngine
 
     return GgufEngine(path, read_header(path), settings, on_progress=on_progress)
+
+
+def plan_here(path: Path, settings: EngineSettings) -> tuple[MemoryPlan, list[MemoryPlan]]:
+    """How the path would be loaded, and all the ways among which that was chosen.
+
+    Raises QwqError where it holds no model, or where what would run it is missing.
+    """
+    if path.is_dir():
+        from qwq_local.engines.folder import (
+            find_torch_device,
+            import_torch,
+            plan_folder,
+            read_folder,
+        )
+
+        folder = read_folder(path)
+        plan = plan_folder(folder, settings, find_torch_device(import_torch(path)))
+        return plan, [plan]
+    from convert.gguf_header import read_header
+    from qwq_local.engines.gguf import KV_TYPES, plan_gguf
+
+    header = read_header(path)
+    plans: list[MemoryPlan] = [
+        plan_gguf(path, header, settings, kv_type=kv_type) for kv_type in KV_TYPES
+    ]
+    return best_plan(plans), plans

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError, QwqError, UsageError
-from qwq_local.description import is_gptq, read_json
-from qwq_local.engine import EngineSettings
+from qwq_local.description import read_json
+from qwq_local.engine import EngineSettings, OnProgress
+from qwq_local.engines.folder import (
+    Folder,
+    find_torch_device,
+    import_torch,
+    plan_folder,
+    read_folder,
+    smaller_plans,
+    torch_device,
+)
 from qwq_local.engines.loop import EngineLoop, Sampler
-from qwq_local.memory import choose_context, usable_cores
-from qwq_local.rope import Yarn, longest_context, plan_rope
+from qwq_local.memory import usable_cores
+from qwq_local.memory_plan import check_fits
+from qwq_local.rope import Yarn, plan_rope
 from qwq_local.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -42,15 +52,13 @@ class TransformersEngine(EngineLoop):
     Raises CheckpointError where the folder cannot be loaded.
     """
 
-    def __init__(self, path: Path, settings: EngineSettings) -> None:
-        try:
-            import torch
-            import transformers  # noqa: F401 - to tell that it is missing
-        except ImportError as error:
-            raise QwqError(
-                f"{path}: running a folder of safetensors needs torch and transformers; "
-                "install them with: pip install 'qwq-local[gptq]'"
-            ) from error
+    def __init__(
+        self, path: Path, settings: EngineSettings, *, on_progress: OnProgress | None = None
+    ) -> None:
+        torch = import_torch(path)
+        folder, free = read_folder(path), find_torch_device(torch)
+        self.memory_plan = plan_folder(folder, settings, free)
+        check_fits(self.memory_plan, smaller_plans(folder, settings, free), path)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self._path = path
@@ -62,26 +70,19 @@ class TransformersEngine(EngineLoop):
         self.control_tokens = {
             token.content: token_id for token_id, token in added.items() if token.special
         }
-        self._device = _device(torch)
+        self._device = torch_device(torch)
         with _quietly():
-            self._model: Any = _load_model(path, self._device)
-        model_config = self._model.config
-        head_dim = model_config.hidden_size // model_config.num_attention_heads
-        n_values = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads * head_dim
-        n_context = choose_context(
-            settings.context,
-            n_possible=longest_context(settings.rope, model_config.max_position_embeddings),
-            kv_nbytes_per_token=n_values * self._model.dtype.itemsize,
-            weights_nbytes=0,  # loaded already
-            free_nbytes=torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None,
-        )
+            self._model: Any = _load_model(folder, self._device, on_progress)
         super().__init__(
-            vocab_size=model_config.vocab_size, rope_plan=plan_rope(settings.rope, n_context)
+            vocab_size=folder.model.vocab_size,
+            rope_plan=plan_rope(settings.rope, self.memory_plan.context),
         )
         self._kv_cache: KvBuffers
         self._steps: FixedSteps | None = None
         self._logits: Any = None  # (n, vocab_size) of the last forward pass
         self._set_rope(self._rope)
+        if on_progress is not None:
+            on_progress(100, 100)
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
@@ -261,27 +262,20 @@ def make_chain(sampling: Sampling, *, n_prompt: int) -> Any:
     return chain
 
 
-def _device(torch: Any) -> Any:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def _load_model(path: Path, device: Any) -> Any:
+def _load_model(folder: Folder, device: Any, on_progress: OnProgress | None) -> Any:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    if is_gptq(read_json(path / "config.json")) and usable_cores() <= 2:
+    if folder.is_gptq and usable_cores() <= 2:
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with fewer its pool cannot start
     on_cpu = device.type == "cpu"
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    bars = logging.set_tqdm_hook(None if on_progress is None else _hook(on_progress))
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path,
+            folder.path,
             dtype=torch.float32 if on_cpu else "auto",
             device_map={"": device},
             local_files_only=True,
@@ -296,10 +290,28 @@ def _load_model(path: Path, device: Any) -> Any:
     ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
-            f"{path}: transformers cannot load it ({reason}); make or fetch the folder again"
+            f"{folder.path}: transformers cannot load it ({reason}); make or fetch the folder again"
         ) from error
+    finally:
+        logging.set_tqdm_hook(bars)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def _hook(on_progress: OnProgress) -> Callable[..., Any]:
+    """What tells of transformers' loop over the weights, in place of its own bar."""
+
+    def counted(items: Collection[Any]) -> Iterator[Any]:
+        for n_done, item in enumerate(items):
+            on_progress(100 * n_done // len(items), 100)
+            yield item
+
+    def begin(make_bar: Callable[..., Any], arguments: Any, options: Any) -> Any:
+        if options.get("desc") == "Loading weights":
+            return counted(*arguments)
+        return make_bar(*arguments, **options)
+
+    return begin
 
 
 @contextmanager

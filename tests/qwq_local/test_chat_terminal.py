@@ -196,7 +196,7 @@ def test_a_new_system_prompt_begins_anew(chat: Chat) -> None:
         ("/load nowhere", "no saved session"),
         ("/file nowhere", "no text that can be read"),
         ("/file /", "no text that can be read"),
-        ("/plan", "no GGUF file|no context"),
+        ("/plan", "fake: cannot be read"),
     ],
 )
 def test_what_cannot_be_is_said(chat: Chat, line: str, problem: str) -> None:
