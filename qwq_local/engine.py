@@ -135,7 +135,8 @@ class Engine(Protocol):
         """Sample ids that follow the prompt, as they come.
 
         Ends after max_tokens ids, sent ones included, or with the first id of stop_ids, which is
-        yielded too, unless ids are sent in then. len(ids) + max_tokens must not exceed the context. Closing it cancels.
+        yielded too, unless ids are sent in then. len(ids) + max_tokens must not exceed the
+        context. Closing it cancels.
         drafts: counted up on the way.
         """
 
