@@ -45,6 +45,11 @@ def chat_of(body: MessagesRequest) -> ChatRequest:
             }
             for tool in body.tools
         ]
+    if (output := body.output_config) is not None:
+        fields["reasoning_effort"] = output.effort
+        if output.format is not None:
+            schema = {"schema": output.format.schema_}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     choice = body.tool_choice
     if choice is not None:
         named = {"function": {"name": choice.name}}

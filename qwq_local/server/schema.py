@@ -340,6 +340,16 @@ class MessagesToolChoice(Wire):
     name: str = ""
 
 
+class MessagesFormat(Wire):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class MessagesOutput(Wire):
+    effort: Effort | None = None
+    format: MessagesFormat | None = None
+
+
 class MessagesRequest(Wire):
     """Anthropic's form."""
 
@@ -355,6 +365,7 @@ class MessagesRequest(Wire):
     tools: list[MessagesTool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: MessagesToolChoice | None = None
     thinking: ThinkingOptions | None = None
+    output_config: MessagesOutput | None = None
 
 
 class ResponsesItem(Wire):
