@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from qwq_local import Limits, QwQ, Sampling, Stream
+from qwq_local import Limits, QwQ, Sampling, Stream, UsageError
 from qwq_local.engine import OnProgress
 from qwq_local.sampling import MAX_SEED
 from qwq_local.server.errors import ApiError
@@ -191,7 +191,10 @@ def call_grammar(qwq: QwQ, tools: tuple[Mapping[str, Any], ...]) -> str:
         }
         for tool in tools
     ]
-    grammar = qwq.engine.grammar(calls[0] if len(calls) == 1 else {"anyOf": calls})
+    try:
+        grammar = qwq.engine.grammar(calls[0] if len(calls) == 1 else {"anyOf": calls})
+    except UsageError as error:
+        raise UsageError(f"tools: {str(error).partition(': ')[2]}") from error
     renamed = re.sub(r"(?m)^root(?= *::=)", "tool-call", grammar)
     return f'root ::= "{CALL_OPEN}\\n" tool-call "\\n{CALL_CLOSE}"\n{renamed}'
 

@@ -18,6 +18,9 @@ _TYPES = {
     429: "rate_limit_error",
 }
 
+_WIRE_NAMES = {"answer_format": "response_format"}
+"""What a request calls what the runtime calls otherwise."""
+
 
 class ApiError(Exception):
     """An answer that is an error. param: the field that is at fault, code: for programs."""
@@ -69,7 +72,9 @@ def api_error(error: QwqError) -> ApiError:
         case EngineError():
             return ApiError(503, message, code="engine_died", headers={"Retry-After": "2"})
         case UsageError():
-            return ApiError(400, message, param=message.partition(":")[0], code="invalid_value")
+            name, _, problem = message.partition(":")
+            name = _WIRE_NAMES.get(name, name)
+            return ApiError(400, f"{name}:{problem}", param=name, code="invalid_value")
         case _:
             return ApiError(400, message, code="invalid_request")
 

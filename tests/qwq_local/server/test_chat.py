@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -196,12 +197,48 @@ def test_an_answer_obeys_its_schema(nano_server: Running) -> None:
     assert "reasoning_content" not in message
 
 
+def test_a_schema_without_a_grammar_is_the_requests_fault(nano_server: Running) -> None:
+    """In the request's own words, wherever it stands."""
+    schema = {"type": "object", "properties": {"x": {"$ref": "#/nowhere"}}}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": schema}}
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("response_format", {"response_format": form}),
+        ("tools", {"tools": [tool], "tool_choice": "required"}),
+    ]
+    for name, body in wrong:
+        status, reply = ask(nano_server, **body)
+        assert status == 400, reply
+        assert reply["error"]["param"] == name
+        assert reply["error"]["message"].startswith(f"{name}: the JSON schema cannot be turned")
+
+
+@pytest.mark.parametrize("field", ["model", "chat_template", "grammar", "lora", "user"])
+def test_nothing_that_is_sent_is_a_path_or_a_template(
+    server: Running, engine: FakeEngine, tmp_path: Path, field: str
+) -> None:
+    """Would catch a template that is rendered, or a file that is opened, as a client says."""
+    secret = tmp_path / "secret"
+    secret.write_text("the secret")
+    plain = ask(server)
+    for said in (str(secret), f"{{{{ open({str(secret)!r}).read() }}}}{{{{ 7 * 191 }}}}"):
+        options = {"enable_thinking": True, field: said}
+        status, reply = ask(server, **{field: said}, chat_template_kwargs=options)
+        assert status == 200, reply
+        assert engine.prompts[-1] == engine.prompts[-2]
+        assert reply["choices"] == plain[1]["choices"]
+        told = json.dumps(ask(server, messages=[{"role": said, "content": "x"}])[1])
+        assert "the secret" not in told
+        assert "1337" not in told
+
+
 @pytest.mark.parametrize(
     "asked",
     [
         {"thinking_budget": 5},
         {"chat_template_kwargs": {"thinking_budget": 5}},
         {"reasoning": {"max_tokens": 5}},
+        {"reasoning_effort": "high", "thinking_budget": 5},
         {"thinking": {"type": "enabled", "budget_tokens": 5}},
     ],
 )
@@ -213,6 +250,26 @@ def test_a_budget_in_every_spelling(asked: dict[str, Any]) -> None:
     assert message["reasoning_content"].startswith("a b c\n")
     assert message["content"] == "yes"
     assert [notice["kind"] for notice in reply["notices"]] == ["budget"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"reasoning": {"enabled": False}},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning_effort": "none"},
+        {"thinking_budget": 0},
+    ],
+)
+def test_thinking_is_switched_off_in_every_spelling(server: Running, asked: dict[str, Any]) -> None:
+    """Would catch a thought that is shown to who wanted none."""
+    status, reply = ask(server, **asked)
+    assert status == 200
+    message = {"role": "assistant", "content": "9.9 is larger."}
+    assert reply["choices"][0]["message"] == message
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] < 200
 
 
 def test_choices_stops_and_seeds(server: Running, engine: FakeEngine) -> None:
@@ -254,6 +311,8 @@ def test_what_other_clients_send_is_understood(
     ("body", "param", "code"),
     [
         ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": QUESTION * 4097}, "messages", "invalid_value"),
+        ({"tools": [TOOL] * 257}, "tools", "invalid_value"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]", "invalid_value"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_value"),
