@@ -13,6 +13,7 @@ from convert.qwen2 import Qwen2Config
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
 SENSITIVITY_PASSES = 4  # of each layer: forward; forward, back to its inputs and its weights
 FACTORING = 3.3  # matrices of a Hessian's size, itself included, while it is factored: measured
+GRID_COPIES = 5  # of a group's columns, while its scales are sought
 K_BLOCK = 256  # columns fixed before the lazy update of the rest
 OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
 
@@ -40,12 +41,32 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
             n_matrix += n_solves * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
         candidates = OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
         n_elementwise += n_solves * n_out * n_in * (settings.column_chunk + candidates)
-    # The Hessian; the rows with two copies; or the activations.
-    solving = max(FACTORING * n_in**2 + 3 * n_in * n_out for n_in, n_out in solves)
-    floats = 2 * n_weights + max(solving, 4 * BATCH_TOKENS * model.intermediate_size)  # next layer
+    floats = min(model.n_layers, 2) * n_weights + _gptq_floats(model, settings, n_tokens)
     return Estimate(
         float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), round(4 * floats)
     )
+
+
+def _gptq_floats(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> float:
+    """The most that solving any of a layer's linears takes, beside the layer and the next one.
+
+    A solution keeps a byte a weight; linears that share their inputs are copied into one.
+    """
+    n_solves = len(settings.damps)
+    n_held_out = n_tokens // HELD_OUT_EVERY if settings.other_damps else 0
+    most = 0.0
+    for n_linears, (n_in, n_out) in zip((3, 1, 2, 1), sites(model), strict=True):
+        hessian, weight = n_in**2, n_in * n_out
+        copied = weight if n_linears > 1 else 0
+        grid = GRID_COPIES * n_out * settings.columns_per_group(n_in)
+        solving = max(
+            FACTORING * hessian + (n_solves - 1) * weight / 4,
+            2 * hessian + weight + grid + n_solves * weight / 4,
+            hessian + 2 * weight + n_held_out * n_out + n_solves * weight / 4,
+        )
+        activations = hessian + 4 * BATCH_TOKENS * model.intermediate_size
+        most = max(most, n_held_out * n_in + max(copied + solving, activations))
+    return most
 
 
 def estimate_calibration(

@@ -128,7 +128,7 @@ def quantize_matrix(
         group_order, order = _group_aware_order(hessian.diagonal(), group_size)
     else:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    solution = _solve(weight[:, order], hessian, settings, order)
+    solution = _solve(weight, hessian, settings, order)
     rank = torch.argsort(order)
     codes, group_of = solution.codes[:, rank], solution.group_of[rank]
     if settings.order == "activations":
@@ -158,17 +158,18 @@ def _solve(
     settings: GptqSettings,
     order: torch.Tensor | None = None,
 ) -> GptqSolution:
-    """Algorithm 1, columns from left to right in contiguous groups.
-
-    order: which of the Hessian's columns each of the weight's is; None: the same.
-    """
+    """Algorithm 1, columns in the given order, or from left to right, in contiguous groups."""
     import torch
 
     n_out, n_in = weight.shape
     group_size = settings.columns_per_group(n_in)
     assert n_in % group_size == 0, (n_in, group_size)
     inv_chol, damp = factor_inverse(hessian, settings.damp, order)
-    columns = weight.T.to(hessian.dtype, copy=True).contiguous()  # (n_in, n_out)
+    columns = weight.T.to(hessian.dtype)
+    if order is None:
+        columns = columns.clone(memory_format=torch.contiguous_format)  # (n_in, n_out)
+    else:
+        columns = columns.index_select(0, order)
     codes = torch.empty(n_in, n_out, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(n_in // group_size, n_out, dtype=columns.dtype, device=weight.device)
     zeros = torch.empty_like(scales)
@@ -190,7 +191,7 @@ def _solve(
             columns[column:stop] -= inv_chol[column, column:stop, None] * error
             errors[column - start] = error
             codes[column] = code.to(torch.uint8)
-        columns[stop:] -= inv_chol[start:stop, stop:].T @ errors
+        columns[stop:].addmm_(inv_chol[start:stop, stop:].T, errors, alpha=-1)
     group_of = torch.arange(n_in, device=weight.device) // group_size
     return GptqSolution(
         codes.T, scales.T.to(torch.float16), zeros.T.to(torch.uint8), group_of, damp
@@ -198,12 +199,16 @@ def _solve(
 
 
 def dequantize(solution: GptqSolution) -> torch.Tensor:
-    """The weights that the codes stand for, (n_out, n_in) float32."""
+    """The weights that the codes stand for, (n_out, n_in) float32.
+
+    No more than two matrices of that size live at a time.
+    """
     import torch
 
-    scales = solution.scales.to(torch.float32)[:, solution.group_of]
-    zeros = solution.zeros.to(torch.float32)[:, solution.group_of]
-    return (solution.codes.to(torch.float32) - zeros) * scales
+    values = solution.codes.to(torch.float32)
+    values -= solution.zeros.to(torch.float32)[:, solution.group_of]
+    values *= solution.scales.to(torch.float32)[:, solution.group_of]
+    return values
 
 
 def round_to_codes(

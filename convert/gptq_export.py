@@ -344,7 +344,7 @@ class _Run:
         import torch
 
         weights = {name: body.get_submodule(name).get_parameter("weight") for name in names}
-        whole = torch.cat([*weights.values()])
+        whole = torch.cat([*weights.values()]) if len(names) > 1 else weights[names[0]]
         try:
             solutions = self._solutions(whole, *statistics)
         except NumericalError as error:
@@ -371,7 +371,7 @@ class _Run:
         for damp in self._settings.damps:
             settings = dataclasses.replace(self._settings, damp=damp)
             solution = quantize_matrix(weight, hessian, settings)
-            errors = held_out @ (weight - dequantize(solution)).T  # (n_tokens, n_out)
+            errors = held_out @ dequantize(solution).sub_(weight).T  # (n_tokens, n_out)
             solutions.append((solution, errors.square().sum(dim=0)))
         return solutions
 

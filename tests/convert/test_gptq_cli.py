@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+from convert import gptq_export
 from convert.cli import app
 from convert.errors import OutputExistsError, QwqError, UsageError
 from convert.estimate import estimate_calibration, estimate_gptq, estimate_rounding
 from convert.gptq import GptqSettings
+from convert.hessian import accumulate_hessian
 from convert.qwen2 import parse_config
 from tests.synthetic import CONFIG
 
@@ -57,6 +60,30 @@ def test_json_and_quiet(small: Path, tmp_path: Path) -> None:
     assert len(document["damp"]) == 7
     config = json.loads((out / "quantize_config.json").read_text())
     assert (config["bits"], config["group_size"]) == (3, 64)
+
+
+def test_damping_that_had_to_rise_is_said(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a Hessian that is not positive definite and passes in silence.
+
+    The inputs' own is singular, more columns than tokens; rounding as coarse as some devices' is
+    put in by hand, and takes so much from it that no damping short of 1 does.
+    """
+
+    def coarsely(hessian: torch.Tensor, inputs: torch.Tensor, n_seen: int) -> int:
+        n_total = accumulate_hessian(hessian, inputs, n_seen)
+        hessian.diagonal().sub_(0.47 * hessian.diagonal().mean())
+        return n_total
+
+    monkeypatch.setattr(gptq_export, "accumulate_hessian", coarsely)
+    run = gptq(small, "-o", tmp_path / "out", "--tokens", 300, "--json")
+    shown = " ".join(run.stderr.split())
+    raised = json.loads(run.stdout)["raised_damp"]
+    assert len(raised) == 7
+    for linear, damp in raised.items():
+        assert damp == 1
+        assert f"{linear}: its Hessian needed damping 1; more tokens may help" in shown
 
 
 def test_every_option_reaches_the_folder(small: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from convert.gptq_folder import check_gptq, open_gptq
 from convert.gptq_format import packed_arrays
 from convert.passages import built_in_passages
 from convert.verify_cli import app
+from tests import gptq_cases
 from tests.synthetic import write_checkpoint
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -70,6 +71,14 @@ def test_weights_are_what_was_solved(settings: GptqSettings, tmp_path: Path) -> 
     opened = open_gptq(tmp_path)
     assert opened.linears == ["x.weight"]
     np.testing.assert_array_equal(opened.weight("x.weight"), dequantize(solution).numpy())
+
+
+@pytest.mark.parametrize("name", gptq_cases.CASES)
+def test_weights_are_what_llama_cpp_reads(name: str, tmp_path: Path) -> None:
+    """Catches packing, zeros or groups that only our own reader and writer agree on."""
+    opened = open_gptq(gptq_cases.write_case(name, tmp_path))
+    found = {linear: gptq_cases.digest(opened.weight(linear)) for linear in opened.linears}
+    assert found == json.loads(gptq_cases.GOLDEN.read_text(encoding="utf-8"))[name]
 
 
 def test_a_sound_folder(source: Path, folder: Path) -> None:

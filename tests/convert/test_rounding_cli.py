@@ -94,6 +94,22 @@ def test_every_output_holds_the_rounded_rows(
             assert embeddings.quant_type in (QuantType.Q4_K, QuantType.Q2_K)
 
 
+def test_too_few_tokens_for_rounding_are_said(source: Path, tmp_path: Path) -> None:
+    """Catches codes fitted to fewer inputs than there are columns, and no word of it."""
+    text = tmp_path / "text.jsonl"
+    lines = (json.dumps({"text": f"{i} times {i} is {i * i}. "}) for i in range(11, 27))
+    text.write_text("\n".join(lines))
+    few = ("-o", str(tmp_path / "few"), "--text", str(text), "--hessians", "--device", "cpu", "-q")
+    CliRunner().invoke(calibrate_app, (str(source), *few), catch_exceptions=False)
+    options = ("--type", "Q2_K", "--rounding", "gptq", "--calibration", tmp_path / "few")
+    run = gguf(source, "-o", tmp_path / "few.gguf", *options)
+    n_fitted = json.loads((tmp_path / "few" / "calibration.json").read_text())["n_fitted"]
+    assert 0 < n_fitted < 512
+    shown = " ".join(run.stderr.split())
+    assert f"Hessians of {n_fitted} tokens, {n_fitted / 512:.1f} for each of up to 512" in shown
+    assert "fewer tokens than columns overfit; more --hessian-tokens would help" in shown
+
+
 def test_the_best_damping_is_kept_and_refined(
     source: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
