@@ -1,24 +1,26 @@
 """What the suite's own work adds to the engine's on a pass of KL, at QwQ-32B's shapes.
 
 `make bench-eval` writes a checkpoint with QwQ-32B's widths, vocabulary of 152,064 and one layer,
-quantizes it to Q4_K_M and scores passages: every token of them, and then the share that replies
-have of the built-in text, whose prompts are read too. The engine's time for 64 layers is 64 times
-that of one (prefill without logits) and once that of the output matrix (with logits less without).
-The suite's own work is the same for any number of layers: what a pass over the one-layer file takes
-beyond its engine. llama.cpp's route keeps the base model's logits on the disk in 16 bits; that is
-timed with the same logits, kept and read as its tool keeps them.
+quantizes it to Q4_K_M and scores passages, every token of them. The engine's time for 64 layers is
+64 times that of one (prefill without logits) and once that of the output matrix (with logits less
+without). The suite's own work is the same for any number of layers: within the pass, what the
+reference's logits and the scores take by the clock, and what the engine's logits take longer in a
+process of its own, whose passes take turns with those of one in this process. What is done once for
+many tokens, reading and widening the output matrix, is timed apart and counted as often as a pass
+of 16,384 tokens does it. llama.cpp's route keeps the base model's logits on the disk in 16 bits;
+that is timed with the same logits, kept and read as its tool keeps them.
 """
 
 import argparse
+import math
 import resource
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,65 +83,74 @@ def measure(
         for _ in passages
     )
     reference = Reference(checkpoint, states)
-    spans = [(index, *scored_rows(passage)) for index, passage in enumerate(passages)]
     times: dict[str, list[float]] = {}
     unseen = tuple(map(int, rng.integers(0, 150_000, 65)))  # files are read before time is taken
     drop(next(reference.logits([(0, 0, 1)])))
-    with QwQ.open(path, context=n_tokens + 64, threads=threads) as qwq:
+    with ExitStack() as stack:
+        opened = partial(QwQ.open, path, context=n_tokens + 64, threads=threads)
+        qwq = stack.enter_context(opened())
         drop(qwq.engine.logits(unseen))
+        pass_over(qwq, None, reference, passages, threads, {})
+        n_peak = peak_nbytes()
+        here = stack.enter_context(opened(isolated=False))
+        drop(here.engine.logits(unseen))
         for passage in passages:
-            timed(times, "received", partial(drop, qwq.engine.logits(passage.ids)))
-        whole, scores = pass_over(qwq, reference, passages, threads)
-        share = scored_share()
-        n_prompt = round((1 - share) * n_tokens)
-        prompted = [replace(one, n_prompt=n_prompt, answer_start=n_prompt) for one in passages]
-        with_prompts, _ = pass_over(qwq, reference, prompted, threads)
-    n_peak = peak_nbytes()
-    with QwQ.open(path, context=n_tokens + 64, threads=threads, isolated=False) as qwq:
-        drop(qwq.engine.logits(unseen))
-        for passage in passages:
-            timed(times, "prefill", partial(drop, qwq.engine.prefill(passage.ids)))
-            flipped = passage.ids[::-1]  # so that nothing is cached
-            timed(times, "logits", partial(drop, qwq.engine.logits(flipped)))
-    timed(times, "reference", partial(drop, chain.from_iterable(reference.logits(spans))))
-    first_rows = reference.logits([(0, 0, N_KEPT), (0, N_KEPT, 2 * N_KEPT)])
-    ours, theirs = (np.concatenate(list(rows)) for rows in first_rows)
-    alone = TokenizedConversation(passages[0].ids[: N_KEPT + 1], 1, 2, N_KEPT + 1)
-    timed(times, "scores", lambda: score_passage(alone, [ours], [theirs], threads=threads))
+            timed(times, "prefill", partial(drop, here.engine.prefill(passage.ids)))
+        scores = pass_over(qwq, here, reference, passages, threads, times)
+    for _ in range(3):
+        timed(times, "matrix", partial(drop, reference.output_matrix()))
+    first_rows = reference.logits([(0, 0, N_KEPT)])
+    ours = np.concatenate(list(next(first_rows)))
     many = scores * (N_TOKENS // (n_tokens * n_passages))
     timed(times, "summary", lambda: summarize(many))
     kept = WORK / "logits.bin"
     timed(times, "kept", lambda: keep_in_16_bits(ours, kept))
     again = timed(times, "read", lambda: read_16_bits(kept, model.vocab_size))
-    n_of = {"reference": n_tokens * n_passages, "summary": N_TOKENS}
-    n_of |= dict.fromkeys(("scores", "kept", "read"), N_KEPT)
+    n_of = {"summary": N_TOKENS, "matrix": 1} | dict.fromkeys(("kept", "read"), N_KEPT)
     each = {
         name: statistics.median(found) / n_of.get(name, n_tokens) for name, found in times.items()
     }
+    n_all = n_tokens * n_passages
+    n_read, n_read_of_pass = (math.ceil(n / reference.chunk_rows) for n in (n_all, N_TOKENS))
+    exact = sum(times["reference"]) / n_all  # a chunk serves several passages
+    once = each["matrix"] / N_TOKENS * n_read_of_pass
     head = max(0.0, each["logits"] - each["prefill"])
-    engine = N_LAYERS * each["prefill"] + head
-    own = whole - each["logits"] + each["summary"]
-    own_with_prompts = with_prompts - each["logits"] + share * each["summary"]
+    engine_s = N_LAYERS * each["prefill"] + head
+    moved = each["received"] - each["logits"]
+    products = exact - each["matrix"] * n_read / n_all
+    own = products + each["scores"] + moved + each["summary"]
     for name, seconds in (
         (f"engine, {N_LAYERS} layers", N_LAYERS * each["prefill"]),
         ("engine, output matrix", head),
-        ("suite, in all", own),
-        ("  reference's logits", each["reference"]),
+        ("suite, for every token", own),
+        ("  reference's logits: products", products),
         ("  KL", each["scores"]),
-        ("  logits between processes", each["received"] - each["logits"]),
+        ("  logits between processes", moved),
         ("  quantiles and errors", each["summary"]),
+        (f"suite, {n_read_of_pass} times a pass: matrix", once),
         ("llama.cpp's route, logits kept", each["kept"]),
         ("llama.cpp's route, logits read", each["read"]),
     ):
         print(f"{name:<32} {1000 * seconds:9.3f} ms a token")
-    print(f"the suite's own work on top of the engine's: {own / engine:.1%}")
+    gflop = 2e-9 * model.vocab_size * model.hidden_size
     print(
-        f"the same where prompts are read too and {share:.0%} of the tokens are scored, as of the "
-        f"built-in text by nano-qwq's tokenizer: {own_with_prompts / engine:.1%}"
+        f"products: {gflop / products:.0f} GFLOP/s; the output matrix once: {each['matrix']:.2f} s"
+    )
+    share = scored_share()
+    print(
+        f"the suite's own work on top of the engine's, {N_TOKENS:,} scored tokens: "
+        f"{(own + once) / engine_s:.1%}, of which the products alone {products / engine_s:.1%}; "
+        f"with prompts that are not scored, {share:.0%} of the tokens as of the built-in text by "
+        f"nano-qwq's tokenizer: {share * (own + once) / engine_s:.1%}"
+    )
+    here_too = exact + each["scores"] + moved
+    print(
+        f"the same in these {n_passages} passages, which read the matrix {n_read} times for "
+        f"{n_all:,} tokens: {here_too / engine_s:.1%}"
     )
     print(
         f"a pass over {N_TOKENS:,} scored tokens without prompts: engine "
-        f"{engine * N_TOKENS / 3600:.2f} h, suite {own * N_TOKENS / 60:.1f} min"
+        f"{engine_s * N_TOKENS / 3600:.2f} h, suite {(own + once) * N_TOKENS / 60:.1f} min"
     )
     print(f"peak memory beside the engine: {n_peak / 1e9:.2f} GB")
     print(
@@ -147,22 +158,53 @@ def measure(
         f"llama.cpp's route {N_TOKENS * model.vocab_size * 2 / 1e9:.1f} GB of logits, and "
         f"{BF16_NBYTES / 1e9:.0f} GB of memory to make them, where states take a layer at a time"
     )
+    alone = TokenizedConversation(passages[0].ids[: N_KEPT + 1], 1, 2, N_KEPT + 1)
     error = score_passage(alone, [ours], [again]).kl_nats.mean()
     print(f"KL between these logits and the same in 16 bits: {error:.2g} nats")
 
 
 def pass_over(
-    qwq: QwQ, reference: Reference, passages: Sequence[TokenizedConversation], threads: int
-) -> tuple[float, list[TokenScores]]:
-    """Score the passages as the suite does: seconds for each of their tokens, and the scores."""
-    started = time.perf_counter()
+    qwq: QwQ,
+    here: QwQ | None,
+    reference: Reference,
+    passages: Sequence[TokenizedConversation],
+    threads: int,
+    times: dict[str, list[float]],
+) -> list[TokenScores]:
+    """Score the passages as the suite does, and let the engine in this process take turns.
+
+    times: gets the seconds of each passage by part: "reference", "received" (the engine's logits),
+    "scores" (the rest), and "logits" (of the other engine).
+    """
     spans = [(index, *scored_rows(passage)) for index, passage in enumerate(passages)]
     scores = []
     for passage, exact in zip(passages, reference.logits(spans), strict=True):
+        if here is not None:
+            again = rows_between(here.engine.logits(passage.ids), *scored_rows(passage))
+            timed(times, "logits", partial(drop, again))
+        spent = {"reference": 0.0, "received": 0.0}
+        started = time.perf_counter()
         rows = rows_between(qwq.engine.logits(passage.ids), *scored_rows(passage))
-        scores.append(score_passage(passage, exact, rows, threads=threads))
-    n_tokens = sum(len(passage.ids) - 1 for passage in passages)
-    return (time.perf_counter() - started) / n_tokens, scores
+        streams = (clocked(exact, "reference", spent), clocked(rows, "received", spent))
+        scores.append(score_passage(passage, *streams, threads=threads))
+        whole = time.perf_counter() - started
+        for name, seconds in (*spent.items(), ("scores", whole - sum(spent.values()))):
+            times.setdefault(name, []).append(seconds)
+    return scores
+
+
+def clocked(stream: Iterable[T], name: str, spent: dict[str, float]) -> Iterator[T]:
+    """The same stream; what is waited for it is added to spent."""
+    each = iter(stream)
+    while True:
+        started = time.perf_counter()
+        try:
+            one = next(each)
+        except StopIteration:
+            return
+        finally:
+            spent[name] += time.perf_counter() - started
+        yield one
 
 
 def keep_in_16_bits(logits: NDArray[np.float32], path: Path) -> None:

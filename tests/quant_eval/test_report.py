@@ -277,13 +277,40 @@ def test_the_floor_stands_beside_every_number(tmp_path: Path) -> None:
     assert "noise of the path" not in text_of(servers)
 
 
+def test_columns_are_what_their_titles_say() -> None:
+    """Catches one quantile under another's title."""
+    found = replace(
+        divergence(0.02, 0.9),
+        kl_median_nats=0.001,
+        kl_q99_nats=0.3,
+        kl_q999_nats=0.7,
+        perplexity=Estimate(1.5, 0.01, 9),
+        perplexity_ratio=Estimate(1.25, 0.01, 9),
+        rms_change=Estimate(0.04, 0.002, 9),
+    )
+    values = {column.title: column.format(found)[0] for column in AGAINST_REFERENCE}
+    assert values == {
+        "perplexity": "1.500",
+        "perplexity\nhigher by %": "25.0",
+        "mean KL\nnats": "0.0200",
+        "median\nKL": "0.001",
+        "99 %\nKL": "0.3",
+        "99.9 %\nKL": "0.7",
+        "RMS of\nchange": "4.00",
+        "top-1\nagreement %": "90.00",
+    }
+
+
 def test_the_page_shows_parts_of_the_reply(tmp_path: Path) -> None:
     """Catches thoughts under answers, positions out of order, and parts without tokens."""
     parts = {"answer": 0.25, "thought": 0.5, "128 to 511": 0.125, "from 32768": 2.0}
     assert set(parts) - {"answer", "thought"} < set(POSITION_PARTS)
     found = {name: divergence(kl, 0.9) for name, kl in parts.items()}
     file = replace(REPORT.files[0], divergence={"reply": divergence(1.0, 0.5), **found})
-    write_html(tmp_path / "report.html", replace(REPORT, files=(file,)))
+    second = replace(
+        REPORT.files[1], divergence=REPORT.files[1].divergence | {"reply": file.divergence["reply"]}
+    )
+    write_html(tmp_path / "report.html", replace(REPORT, files=(file, second)))
     page = (tmp_path / "report.html").read_text()
     rows = re.findall(r"<tr><th>([^<]*)</th><td>160</td>\n<td>([^<]*)<small>±", page)
     assert rows == [
@@ -292,6 +319,7 @@ def test_the_page_shows_parts_of_the_reply(tmp_path: Path) -> None:
         ("positions 128 to 511", "0.1250"),
         ("positions from 32768", "2.00"),
     ]
+    assert re.findall(r"±0.2e-4</small><small>(.*)</small>", page) == ["(0.500)", "(0.250)"]
 
 
 def test_the_plot_is_an_svg_with_every_name() -> None:
@@ -336,7 +364,9 @@ def test_the_page_shows_kinds_of_text(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     row = page[page.index("<tr><th>code</th>") : page.index("<tr><th>prose</th>")]
     assert re.search("<td>0.250<small>±0.017</small></td>\\s*<td></td>", row)
-    write_html(tmp_path / "bare.html", REPORT)
+    kinds.pop("kind code")
+    one_kind = replace(file, divergence={**REPORT.files[0].divergence, **kinds})
+    write_html(tmp_path / "bare.html", replace(REPORT, files=(one_kind,)))
     assert "KL by kind of text" not in (tmp_path / "bare.html").read_text()
 
 
@@ -367,6 +397,47 @@ def test_the_page_is_whole_and_offline(tmp_path: Path) -> None:
     links = set(re.findall(r"https?://[^\"'<> ]+", page))
     assert all(link.startswith("http://www.w3.org/") for link in links), links
     assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_the_page_tells_what_was_said_and_where(tmp_path: Path) -> None:
+    """Catches replies on each other's side, cuts that are not shown, and hashes without a name."""
+    file = replace(
+        REPORT.files[3],
+        sha256="12" * 32,
+        accuracy={"letters": Accuracy(17, 4, 3)},
+        examples=(Example("The question", "The thought", "The answer", "length"),),
+        flips=(Flip("Asked", "Right thought", "Right answer", "Wrong thought", "Wrong answer"),),
+    )
+    write_html(tmp_path / "report.html", replace(REPORT, files=(REPORT.files[0], file)))
+    page = (tmp_path / "report.html").read_text()
+    flipped = page[page.index("<h2>Answers that flipped") : page.index("<h2>Replies")]
+    said = re.findall(r"<(?:p class=\"soft\"|h3|small|pre)>([^<]+)<", flipped)
+    assert said[1:] == [
+        "Q5_K_M",
+        "Asked",
+        "16 bits",
+        "Right thought",
+        "Right answer",
+        "Q5_K_M",
+        "Wrong thought",
+        "Wrong answer",
+    ]
+    replies = page[page.index("<h2>Replies") : page.index("<h2>Where")]
+    assert replies.count("(cut)") == 1
+    assert replies.index("The thought") < replies.index("The answer") < replies.index("(cut)")
+    assert 'title="4 of 17, 3 replies cut"' in page
+    assert "24<small>±10 n=17</small>" in page
+    where = page[page.index("<h2>Where") :]
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", where))
+    assert facts["checkpoint, SHA-256"] == "cd" * 32
+    assert facts["evaluation text, SHA-256"] == "ef" * 32
+    assert facts["nano-qwq-Q5_K_M.gguf, SHA-256"] == "12" * 32
+    assert facts["nano-qwq-BF16.gguf, SHA-256"] == "ab" * 32
+    assert REPORT.environment.items() <= facts.items()
+    assert facts["scored tokens"] == "at most 16384"
+    assert "16,301 tokens of 160 conversations" in page
+    assert "has a perplexity of 1.213" in page
+    assert "<td>1320</td>" in page
 
 
 def test_the_page_escapes_what_models_write(tmp_path: Path) -> None:
