@@ -21,7 +21,7 @@ from typing import IO, Any
 from convert.errors import EngineError
 
 _FRAME = struct.Struct("<QQQ")  # number, nbytes of the JSON text, and of the bytes that follow it
-_CHUNK_NBYTES = 1 << 20
+_CHUNK_NBYTES = 1 << 16  # a pipe holds no more, and a larger buffer costs more than the read
 _LAST_WORDS_S = 5.0  # for a process that closed its pipes to end
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -39,6 +39,11 @@ class Message:
     number: int = 0
 
 
+def encode(value: Any) -> bytes:
+    """The JSON text of a value, for who sends it often; None has none."""
+    return b"" if value is None else json.dumps(value).encode()
+
+
 class Channel:
     """Messages over a pair of unbuffered pipes. Raises EOFError where the other side has gone.
 
@@ -54,7 +59,8 @@ class Channel:
         self._parts: list[tuple[memoryview, list[int]]] = []  # to send; and what was written of it
 
     def send(self, value: Any, data: bytes = b"", *, number: int = 0) -> None:
-        text = json.dumps(value).encode()
+        """Send a JSON value, or what encode made of one."""
+        text = value if isinstance(value, bytes) else encode(value)
         head = _FRAME.pack(number, len(text), len(data)) + text
         parts = (head + data,) if len(data) < _CHUNK_NBYTES else (head, data)
         self._flush()
@@ -90,7 +96,7 @@ class Channel:
         if len(self._buffer) < end:
             return None
         with memoryview(self._buffer) as buffer:
-            value = json.loads(bytes(buffer[_FRAME.size : start]))
+            value = json.loads(bytes(buffer[_FRAME.size : start])) if n_text else None
             message = Message(value, bytes(buffer[start:end]), number)
         del self._buffer[:end]
         return message

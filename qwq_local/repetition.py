@@ -1,5 +1,6 @@
 """Noticing that a model goes round in circles."""
 
+import re
 from collections.abc import Sequence
 
 LONGEST_PERIOD = 512
@@ -9,6 +10,13 @@ FEWEST_REPEATED = 64
 """Tokens: a row of zeros, a ruled line or a table's border is no loop yet."""
 MOST_PUNCTUATION = 192
 """Tokens without a letter or digit in a row."""
+_LOOK_EVERY, _MATCH = 16, 32
+"""So often, in tokens, periods are looked for, by so many tokens that are said again.
+
+Together less than FEWEST_REPEATED, so a period is known before it counts.
+"""
+_WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]")
+"""Bytes above 127 are letters of other scripts, or parts of them."""
 
 
 class LoopDetector:
@@ -19,24 +27,36 @@ class LoopDetector:
     """
 
     def __init__(self) -> None:
-        import numpy as np
-
-        self._recent = np.full(LONGEST_PERIOD, -1, dtype=np.int64)  # newest first
-        self._n_matched = np.zeros(LONGEST_PERIOD, dtype=np.int64)  # in a row, by period - 1
-        periods = np.arange(1, LONGEST_PERIOD + 1)
-        self._n_enough = np.maximum(N_REPEATS * periods, FEWEST_REPEATED)
+        self._ids: list[int] = []
+        self._n_matched: dict[int, int] = {}  # in a row, by period
         self._n_signs = 0
 
     def add(self, token_id: int, piece: bytes) -> bool:
         """Take the next token; whether the text is in a loop now."""
-        self._n_matched += 1
-        self._n_matched *= self._recent == token_id
-        self._recent[1:] = self._recent[:-1]
-        self._recent[0] = token_id
-        # bytes above 127 are letters of other scripts, or parts of them
-        has_word = any(byte > 127 or chr(byte).isalnum() for byte in piece)
-        self._n_signs = 0 if has_word else self._n_signs + 1
-        return self._n_signs >= MOST_PUNCTUATION or bool((self._n_matched >= self._n_enough).any())
+        ids = self._ids
+        ids.append(token_id)
+        self._n_signs = 0 if _WORD.search(piece) else self._n_signs + 1
+        if self._n_matched:
+            goes_on = ((p, n) for p, n in self._n_matched.items() if ids[-1 - p] == token_id)
+            self._n_matched = {period: n + 1 for period, n in goes_on}
+        if len(ids) % _LOOK_EVERY == 0:
+            self._look()
+        return self._n_signs >= MOST_PUNCTUATION or any(
+            n >= max(N_REPEATS * period, FEWEST_REPEATED) for period, n in self._n_matched.items()
+        )
+
+    def _look(self) -> None:
+        """Find the periods in which the last ids go."""
+        ids = self._ids
+        newest, n_ids = ids[-1], len(ids)
+        for period in range(1, min(LONGEST_PERIOD, n_ids - _MATCH) + 1):
+            if ids[-1 - period] != newest or period in self._n_matched:
+                continue
+            n = 1
+            while n < n_ids - period and ids[-1 - n] == ids[-1 - n - period]:
+                n += 1
+            if n >= _MATCH:
+                self._n_matched[period] = n
 
 
 def has_loop(ids: Sequence[int], pieces: Sequence[bytes]) -> bool:

@@ -173,12 +173,7 @@ class ReplySplitter:
         self._newlines_to_drop: float = 0
         self._before_call = ""
         self.n_calls = 0
-
-    @property
-    def in_thought(self) -> bool:
-        return self._state == self._in_reasoning or (
-            self._state == self._at_start and self._opens_thought
-        )
+        self.in_thought = opens_thought
 
     @property
     def in_character(self) -> bool:
@@ -187,7 +182,7 @@ class ReplySplitter:
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         """Events that this piece makes certain."""
-        yield from self._advance(self._decoder.decode(piece), final=False)
+        return self._advance(self._decoder.decode(piece), final=False)
 
     def finish(self) -> Iterator[Event]:
         """What was held back, and what is to be said of a reply that ends here."""
@@ -216,6 +211,7 @@ class ReplySplitter:
 
     def _enter(self, state: Callable[..., Iterator[Event]], *, drop_newlines: float = 0) -> None:
         self._state = state
+        self.in_thought = state == self._in_reasoning
         self._newlines_to_drop = drop_newlines
 
     def _at_start(self, *, final: bool) -> Iterator[Event]:
@@ -274,8 +270,11 @@ class ReplySplitter:
 
     def _release(self, tag: str) -> str:
         """Take what cannot belong to the tag, nor be the one newline before it, out of the hold."""
-        n_held = max(_overlap(self._held, tag), _overlap(self._held, "\n" + tag))
-        cut = len(self._held) - n_held
+        if tag[0] not in self._held and self._held[-1:] != "\n":
+            cut = len(self._held)
+        else:
+            n_held = max(_overlap(self._held, tag), _overlap(self._held, "\n" + tag))
+            cut = len(self._held) - n_held
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 
@@ -290,10 +289,13 @@ class StopFilter:
 
     def feed(self, events: Iterable[Event]) -> Iterator[Event]:
         """The events before a stop text, as early as they are certain."""
+        return self._filter(events) if self._stops else iter(events)
+
+    def _filter(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
             if self.stopped:
                 return
-            if isinstance(event, Answer) and self._stops:
+            if isinstance(event, Answer):
                 yield from self._feed_text(event.text)
             else:
                 yield from self.finish()

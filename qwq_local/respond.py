@@ -65,6 +65,9 @@ class _LocalReply:
         self._detector = LoopDetector()
         self._loops = False
         self._grammar = request.grammar
+        bounds = request.grammar, turn.limits.reasoning_tokens, turn.limits.reasoning_seconds
+        self._is_bounded = any(bound is not None for bound in bounds)
+        self._n_native = engine.rope_plan.native_length
         self._sequence = list(request.ids)
         self._drafts = Drafts()
         self._rope = request.rope
@@ -154,7 +157,7 @@ class _LocalReply:
                     self._finish_reason = "repetition"
                     yield Notice("repetition", "the answer repeated itself and was ended")
                     return
-                change = yield from self._intervene()
+                change = (yield from self._intervene()) if self._may_intervene() else None
         finally:
             generation.close()
 
@@ -179,6 +182,13 @@ class _LocalReply:
         yield from self._stop.feed(self._splitter.feed(piece))
         if was_in_thought and not self._splitter.in_thought:
             self._detector = LoopDetector()
+
+    def _may_intervene(self) -> bool:
+        """Whether there may be anything to change: the quick answer, at nearly every token no."""
+        control = self._control
+        is_asked = control.answer_now.is_set() or not control.hints.empty()
+        is_long = len(self._sequence) >= self._n_native
+        return self._loops or self._is_bounded or is_asked or is_long
 
     def _intervene(self) -> Generator[Event, None, Intervention | None]:
         """What is to change before the next token, if anything."""

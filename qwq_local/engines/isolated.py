@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import struct
 import threading
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from convert import errors
 from convert.errors import EngineError, QwqError
-from qwq_local.child import Channel, Child, Message
+from qwq_local.child import Channel, Child, Message, encode
 from qwq_local.engine import Drafts, EngineSettings, Generation, Intervention, OnProgress
 from qwq_local.engines.here import open_here
 from qwq_local.rope import RopePlan, Yarn
@@ -25,7 +26,8 @@ from qwq_local.sampling import Sampling
 from qwq_local.scored import ScoredId, pack, unpack
 
 _Told = Generator[tuple[Any, bytes], Intervention | None, None]
-"""What a stream over there tells: a JSON value, and bytes beside it."""
+"""What a stream over there tells: a JSON value, and bytes beside it; not both are empty."""
+_TOKEN = struct.Struct("<III")  # id, and how many were proposed and came; its bytes follow
 
 
 class IsolatedEngine:
@@ -97,10 +99,11 @@ class IsolatedEngine:
         try:
             message = next(stream, None)
             while message is not None:
-                token_id, counts, scores = message.value
+                token_id, n_drafted, n_accepted = _TOKEN.unpack_from(message.data)
                 if drafts is not None:
-                    drafts.n_drafted, drafts.n_accepted = counts
-                self._pieces[token_id] = message.data
+                    drafts.n_drafted, drafts.n_accepted = n_drafted, n_accepted
+                self._pieces[token_id] = message.data[_TOKEN.size :]
+                scores = message.value
                 change = yield token_id if scores is None else unpack(token_id, scores)
                 try:
                     message = stream.send(change)
@@ -133,11 +136,13 @@ class IsolatedEngine:
         """What an iterator over there yields; a change sent in here is sent in there."""
         stream = self._request("open", name, arguments).value
         child = self._child
+        go_on = encode(["next", stream, None])
         change: Intervention | None = None
         try:
             while True:
-                message = self._request("next", stream, _fields(change), of=child)
-                if message.value is None:
+                request = go_on if change is None else ["next", stream, _fields(change)]
+                message = self._ask(request, of=child)
+                if message.value is None and not message.data:
                     return
                 change = yield message
         finally:
@@ -148,6 +153,10 @@ class IsolatedEngine:
         self, name: str, *arguments: Any, of: Child | None = None, data: bytes = b""
     ) -> Message:
         """Call over there. of: the process that must still be the one to ask."""
+        return self._ask([name, *arguments], of=of, data=data)
+
+    def _ask(self, request: Any, *, of: Child | None = None, data: bytes = b"") -> Message:
+        """The answer to a name and arguments, encoded or not."""
         with self._lock:
             if self._closed:
                 raise QwqError(f"{self._path}: the model is closed; open it again")
@@ -158,7 +167,7 @@ class IsolatedEngine:
             if of is not None and of is not child:
                 raise EngineError(self._last_death)
             try:
-                message = child.ask([name, *arguments], data)
+                message = child.ask(request, data)
             except EngineError as error:
                 self._last_death = str(error)
                 self._forget()
@@ -316,8 +325,8 @@ class Calls:
             token_id = next(generation, None)
             while token_id is not None:
                 scores = pack(token_id) if isinstance(token_id, ScoredId) else None
-                value = [token_id, [drafts.n_drafted, drafts.n_accepted], scores]
-                change = yield value, self.engine.token_bytes(token_id)
+                head = _TOKEN.pack(token_id, drafts.n_drafted, drafts.n_accepted)
+                change = yield scores, head + self.engine.token_bytes(token_id)
                 try:
                     token_id = generation.send(change)
                 except StopIteration:

@@ -47,9 +47,7 @@ class ParallelEngine(IsolatedEngine):
         if self._reader is not None:
             self._reader.join()
 
-    def _request(
-        self, name: str, *arguments: Any, of: Child | None = None, data: bytes = b""
-    ) -> Message:
+    def _ask(self, request: Any, *, of: Child | None = None, data: bytes = b"") -> Message:
         box: _Box = queue.SimpleQueue()
         number = next(self._numbers)
         boxes = self._boxes
@@ -64,7 +62,7 @@ class ParallelEngine(IsolatedEngine):
                     raise EngineError(self._last_death)
                 boxes[number] = box
                 try:
-                    child.send([name, *arguments], data, number=number)
+                    child.send(request, data, number=number)
                 except EngineError as error:
                     self._last_death = str(error)
                     self._forget()
@@ -121,6 +119,8 @@ def serve(channel: Channel) -> None:
             value, data = calls.answer(request)
             with sending:
                 channel.send(value, data, number=request.number)
+            if request.value[0] == "next":
+                calls.engine.read_on()
             done = True
         finally:
             if not done:  # a bug, or the parent has gone: nobody is to wait for ever

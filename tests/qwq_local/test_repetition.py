@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qwq_local.repetition import FEWEST_REPEATED, LONGEST_PERIOD, MOST_PUNCTUATION, LoopDetector
@@ -32,6 +33,28 @@ def test_two_repeats_and_near_repeats_are_no_loop() -> None:
     assert noticed_after(passage * 3 + [-1]) is None
     changing = [token for i in range(50) for token in (*range(20), 1000 + i)]
     assert noticed_after(changing) is None
+
+
+def test_it_speaks_up_at_the_very_token_that_counting_all_periods_would() -> None:
+    """Would catch a period that is looked for too late, or counted from the wrong token."""
+    random = np.random.default_rng(7)
+    n_alarms = 0
+    for _ in range(12):
+        ids: list[int] = []
+        for period in random.choice([1, 2, 5, 20, 33, 100, 511, 512, 513], 6):
+            passage = random.integers(0, random.choice([2, 3, 1000]), period).tolist()
+            ids += passage * int(random.choice([1, 2, 4, 30 if period < 40 else 5]))
+        newest_first: NDArray[np.int64] = np.full(LONGEST_PERIOD, -1)
+        n_matched = np.zeros(LONGEST_PERIOD, dtype=np.int64)  # by period - 1
+        n_enough = np.maximum(3 * np.arange(1, LONGEST_PERIOD + 1), FEWEST_REPEATED)
+        detector = LoopDetector()
+        for token_id in ids:
+            n_matched = (n_matched + 1) * (newest_first == token_id)
+            newest_first = np.append(token_id, newest_first[:-1])
+            expected = bool((n_matched >= n_enough).any())
+            assert detector.add(token_id, b"a") == expected
+            n_alarms += expected
+    assert n_alarms > 500
 
 
 def test_signs_without_end_are_a_loop() -> None:
