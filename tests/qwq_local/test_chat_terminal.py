@@ -49,10 +49,10 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def wait_for(self, pattern: str) -> str:
-        """What was shown up to the end of the pattern, since the last call, without colours."""
+        """What was shown up to the end of the pattern, since the last call, as plain text."""
         until_s = time.monotonic() + 120
         while True:
-            plain = re.sub(r"\x1b\[[\d;]*[mK]", "", self.output)
+            plain = re.sub(r"\x1b\[(?!\?2004h)\??[\d;]*[a-zA-Z]", "", self.output)
             found = re.compile(pattern, re.DOTALL).search(plain, self._n_seen)
             if found is not None:
                 shown, self._n_seen = plain[self._n_seen : found.end()], found.end()
