@@ -143,6 +143,7 @@ class TransformersEngine(EngineLoop):
             return
         try:
             tensors = load(state)
+            self._check_dtype({tensor.dtype for tensor in tensors.values()})
             with self._torch.inference_mode():
                 for index in range(self._open_model().config.num_hidden_layers):
                     keys, values = (tensors[f"{kind}.{index}"] for kind in ("keys", "values"))
@@ -153,6 +154,17 @@ class TransformersEngine(EngineLoop):
                 f"{self._path}: the saved kv_cache is of another model ({error}); load the session "
                 "without it"
             ) from error
+
+    def _check_dtype(self, saved: set[Any]) -> None:
+        """Another type, as a GPU's, would be read on with, or rounded to this one."""
+        expected = self._open_model().dtype
+        if saved != {expected}:
+            names = ", ".join(sorted(map(str, saved)))
+            raise QwqError(
+                f"{self._path}: the saved kv_cache holds {names} and this model computes in "
+                f"{expected}; open it on a device like that which saved it, or load the session "
+                "without the kv_cache"
+            )
 
     def _feed(self, ids: Sequence[int], *, all_logits: bool) -> None:
         model = self._open_model()

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from convert.errors import QwqError, UsageError
-from qwq_local import QwQ, Reasoning, Sampling
+from qwq_local import QwQ, Reasoning, Reply, Sampling
 from qwq_local.chat_template import ChatTemplate
 from qwq_local.engine import shared_prefix
-from qwq_local.engines.loop import REUSE_UNIT
+from qwq_local.engines.loop import PREFILL_BATCH, REUSE_UNIT
 from qwq_local.engines.parallel import ParallelEngine
 from qwq_local.scored import ScoredId
 from tests.qwq_local.conftest import NANO
@@ -104,6 +104,27 @@ def test_a_prompt_is_cut_where_it_does_not_matter(
     for n_rows in (64, 7, 1):
         monkeypatch.setattr(qwq.engine, "n_logits_rows", n_rows, raising=False)
         assert root_mean_square(logits(qwq, ids) - whole) < 0.01 * whole.std()
+
+
+def test_a_long_prompt_is_cancelled_within_one_micro_batch(qwq: QwQ) -> None:
+    """Would catch a prefill that goes on to its end, and one whose work is lost."""
+    seen: list[tuple[int, int]] = []
+
+    def cancelled() -> Reply:
+        def cancel(n_read: int, n_prompt: int) -> None:
+            seen.append((n_read, n_prompt))
+            stream.cancel()
+
+        messages = [{"role": "user", "content": "Cancelled. " + TEXT * 16}]
+        stream = qwq.reply(messages, sampling=GREEDY, on_progress=cancel)
+        return stream.reply()
+
+    reply = cancelled()
+    ((n_read, n_prompt),) = seen
+    assert reply.finish_reason == "cancelled"
+    assert reply.timings.n_decoded == 0
+    assert PREFILL_BATCH == n_read < n_prompt - PREFILL_BATCH
+    assert cancelled().timings.n_cached == n_read
 
 
 def test_replies_may_take_turns(qwq: QwQ) -> None:

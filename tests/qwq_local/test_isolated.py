@@ -97,6 +97,21 @@ def test_a_folders_process_may_die_too(isolated_folder_qwq: QwQ) -> None:
     assert session.ask("What is 12 + 34?", max_tokens=20).usage.completion_tokens == 20
 
 
+def test_a_gptq_folder_runs_in_a_process_of_its_own(gptq_folder: Path, gptq_qwq: QwQ) -> None:
+    """Would catch kernels that are not found there, or that compute something else there."""
+    ids = gptq_qwq.engine.tokenize("What is 12 + 34?", parse_special=False)
+    with QwQ.open(gptq_folder, context=512, threads=1) as qwq:
+        assert engine_of(qwq).pid not in (None, os.getpid())
+        made, expected = (
+            list(one.engine.generate(ids, sampling=GREEDY, seed=0, max_tokens=20, stop_ids=()))
+            for one in (qwq, gptq_qwq)
+        )
+        assert made == expected
+        kill(qwq)
+        with pytest.raises(EngineError, match="it died with signal SIGKILL"):
+            qwq.engine.tokenize("?", parse_special=False)
+
+
 def test_a_dead_process_is_an_error_and_the_next_turn_goes_on(qwq: QwQ) -> None:
     """Would catch an application that dies with it, hangs, or forgets what was said."""
     session = qwq.session(sampling=GREEDY)

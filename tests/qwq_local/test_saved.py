@@ -1,9 +1,11 @@
 """Sessions on disk: the same conversation again, whole or not at all."""
 
 import json
+from collections import deque
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from convert.errors import OutputExistsError, QwqError, UsageError
 from qwq_local import QwQ, Sampling
@@ -58,6 +60,21 @@ def test_with_its_cache_the_next_turn_needs_no_prefill(bf16_gguf: Path, tmp_path
         pytest.raises(QwqError, match="refuses the saved kv_cache"),
     ):
         other.load_session(path)
+
+
+def test_a_folders_cache_of_another_type_is_refused(folder_qwq: QwQ) -> None:
+    """Would catch keys and values that are rounded without a word, or that others are added to."""
+    engine = folder_qwq.engine
+    ids = engine.tokenize("What is 12 + 34? " * 12, parse_special=False)
+    deque(engine.prefill(ids), maxlen=0)
+    state = engine.export_cache(ids)
+    engine.import_cache(ids, state)
+    assert engine.n_cached(ids) == int.from_bytes(state[:8], "little") > 60
+    tensors = safetensors.torch.load(state[8:])
+    half = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    with pytest.raises(QwqError, match=r"holds torch.bfloat16 and .* in torch.float32; open"):
+        engine.import_cache(ids, state[:8] + safetensors.torch.save(half))
+    assert engine.n_cached(ids) == 0
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
