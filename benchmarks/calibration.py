@@ -1,19 +1,17 @@
 """What calibrating buys: time, memory and quality of what is made with it, side by side.
 
 `make bench-calibrate` calibrates a checkpoint (nano-qwq by default) with its Hessians and
-sensitivities. Then it writes GGUF files of each type with the imatrix alone, which is byte for byte
-what llama.cpp's quantizer makes of the same imatrix, with GPTQ rounding, and of the same size with
-the types that cost least; and GPTQ folders in two orders of columns, and GPTQModel's, plain and
-with its own search of scales, of the same bits and calibration tokens. Quality is the KL of the
-weights as stored, computed in float32 on the evaluation set's replies; its error and that of the
-difference to the base, the first line of its kind, are clustered by conversation.
+sensitivities. Then it makes GGUF files of each type: by llama_model_quantize with the imatrix; by
+ours, which has to give the same bytes; with GPTQ rounding; and of the same size with the types that
+cost least. And GPTQ folders in two orders of columns, and GPTQModel's, plain and with its own
+search of scales, of the same bits and calibration tokens. Quality is the KL of the weights as
+stored, computed in float32 on the evaluation set's replies; its error and that of the difference to
+the base, the first line of its kind, are clustered by conversation. Last comes how the memory of
+both GPTQ quantizers grows with a model.
 """
 
 import argparse
-import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,59 +21,29 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.quantizers import REASONING, WORK, compare_memory, gptqmodel, llama_cpp, qwq
 from convert.calibration import TokenizedConversation, load_tokenizer, tokenize_conversation
 from convert.checkpoint import Checkpoint
 from convert.decode import decode_rows
+from convert.errors import QwqError
 from convert.gguf_header import GgufHeader, read_header
 from convert.gptq_folder import open_gptq
 from convert.layer_stream import threads_for
 from convert.memory import share_out
-from convert.passages import calibration_sequences, load_passages
 from convert.qwen2 import tensor_specs
 from quant_eval.suite import read_evaluation_text
-from tests.processes import Cost, run_whole
+from tests.oracles.llama_quantizer import stored_tensors
+from tests.processes import Cost
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "quant_eval" / "nano" / "checkpoint"
-REASONING = ROOT / "convert" / "data" / "calibration.jsonl"
-WORK = ROOT / "build" / "calibration"
-PARTS = ("gguf", "gptq", "gptqmodel")
+PARTS = ("gguf", "gptq", "gptqmodel", "memory")
 TYPES = ("Q4_K_M", "Q3_K_M", "Q2_K")
 GPTQ_TOKENS = 16_384
+GPTQMODEL_MSE = 2.4  # the exponent that its own examples search scales with
 
 Weights = Mapping[str, torch.Tensor]
 Floats = npt.NDArray[np.float64]
-
-
-GPTQMODEL = """
-import json, os, sys
-source, text, out, mse, scratch = sys.argv[1:]
-os.chdir(scratch)  # it leaves a folder of logs wherever it runs
-from gptqmodel import GPTQModel, QuantizeConfig
-config = QuantizeConfig(bits=4, group_size=128, mse=float(mse))
-model = GPTQModel.load(source, config, device="cpu")
-model.quantize(json.load(open(text)), batch_size=1)
-model.save(out)
-"""
-GPTQMODEL_SETTINGS = (
-    "GPTQMODEL_CPU_WORKERS=2",  # with fewer cores its pool is an error
-    "OMP_WAIT_POLICY=PASSIVE",  # threads that spin while they wait take each other's cores
-    "GOMP_SPINCOUNT=0",
-)
-GPTQMODEL_MSE = 2.4  # the exponent that its own examples search scales with
-
-
-def run(out: Path, *command: str) -> Cost:
-    """Run a command that makes `out`, anew."""
-    if out.is_dir():
-        shutil.rmtree(out)
-    out.unlink(missing_ok=True)
-    return run_whole(command, log=WORK / "log.txt")
-
-
-def qwq(out: Path, *arguments: str) -> Cost:
-    program = "from qwq_local.cli import main; main()"
-    return run(out, sys.executable, "-c", program, *arguments, "-q", "-o", str(out))
 
 
 class Judge:
@@ -161,32 +129,44 @@ class Table:
             flush=True,
         )
 
+    def cost(self, title: str, cost: Cost, quality: str = "") -> None:
+        """What was made without a divergence of its own."""
+        print(
+            f"| {title} | {quality} | | {cost.cpu_s:.0f} | {cost.peak_nbytes / 2**20:.0f} |",
+            flush=True,
+        )
 
-def calibrate(source: Path, text: Path, calibration: Path) -> None:
-    options = ("--text", str(text), "--hessians", "--sensitivities", "--device", "cpu")
-    cost = qwq(calibration, "calibrate", str(source), *options)
-    print(
-        f"calibrated with Hessians and sensitivities: {cost.cpu_s:.0f} s of processor time, "
-        f"{cost.wall_s:.0f} s, peak {cost.peak_nbytes / 2**20:.0f} MiB\n",
-        flush=True,
+
+def calibrate(source: Path, text: Path, table: Table) -> Path:
+    calibration = WORK / "statistics"
+    options = ("--text", text, "--hessians", "--sensitivities", "--device", "cpu")
+    table.cost(
+        "imatrix, Hessians and sensitivities", qwq(calibration, "calibrate", source, *options)
     )
+    return calibration
 
 
 def compare_gguf(source: Path, calibration: Path, table: Table) -> None:
+    given = ("--calibration", calibration, "--threads", "1")
+    unquantized = WORK / "BF16.gguf"
+    qwq(unquantized, "convert", "gguf", source, "--type", "BF16")
     for name in TYPES:
-        for rounding in ("nearest", "gptq"):
-            out = WORK / f"{name}-{rounding}.gguf"
-            options = ("--type", name, "--rounding", rounding, "--calibration", str(calibration))
-            cost = qwq(out, "convert", "gguf", str(source), *options, "--threads", "1")
-            title = f"{name}, {'imatrix' if rounding == 'nearest' else 'GPTQ rounding'}"
-            table.line(title, gguf_weights(out, source), cost, is_base=rounding == "nearest")
-        stock = read_header(WORK / f"{name}-nearest.gguf")
-        for rounding in ("nearest", "gptq"):
-            out = WORK / f"{name}-fit-{rounding}.gguf"
-            given = ("--calibration", str(calibration), "--rounding", rounding, "--threads", "1")
-            cost = qwq(out, "convert", "gguf", str(source), *fit_options(source, stock), *given)
-            title = f"its size, types that cost least{', GPTQ rounding' * (rounding == 'gptq')}"
-            table.line(title, gguf_weights(out, source), cost)
+        theirs, ours = WORK / f"{name}-llama.cpp.gguf", WORK / f"{name}.gguf"
+        cost = llama_cpp(theirs, unquantized, name, calibration / "imatrix.gguf")
+        title = f"{name}, imatrix, llama_model_quantize"
+        table.line(title, gguf_weights(theirs, source), cost, is_base=True)
+        cost = qwq(ours, "convert", "gguf", source, "--type", name, *given)
+        if stored_tensors(ours) != stored_tensors(theirs):
+            raise QwqError(f"{ours}: differs from what llama_model_quantize made")
+        table.cost(f"{name}, imatrix, ours", cost, "the same bytes")
+        stock = fit_options(source, read_header(theirs))
+        for title, options in (
+            (f"{name}, GPTQ rounding", ("--type", name, "--rounding", "gptq")),
+            ("its size, types that cost least", stock),
+            ("its size, types that cost least, GPTQ rounding", (*stock, "--rounding", "gptq")),
+        ):
+            cost = qwq(ours, "convert", "gguf", source, *options, *given)
+            table.line(title, gguf_weights(ours, source), cost)
 
 
 def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
@@ -201,23 +181,15 @@ def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
 def compare_gptq(source: Path, text: Path, table: Table) -> None:
     for order in ("columns", "groups"):
         out = WORK / f"gptq-{order}"
-        options = ("--calibration", str(text), "--tokens", str(GPTQ_TOKENS), "--order", order)
-        cost = qwq(out, "convert", "gptq", str(source), *options)
+        options = ("--calibration", text, "--tokens", f"{GPTQ_TOKENS}", "--order", order)
+        cost = qwq(out, "convert", "gptq", source, *options)
         table.line(f"GPTQ 4 bit, {order}", gptq_weights(out), cost, is_base=order == "columns")
 
 
 def compare_gptqmodel(source: Path, text: Path, table: Table) -> None:
-    with Checkpoint.open(source) as checkpoint:
-        sequences = calibration_sequences(checkpoint, load_passages(text), n_tokens=GPTQ_TOKENS)
-    ids = WORK / "calibration-ids.json"
-    rows = [{"input_ids": list(one), "attention_mask": [1] * len(one)} for one in sequences]
-    ids.write_text(json.dumps(rows))
     for mse in (0.0, GPTQMODEL_MSE):
         out = WORK / f"gptqmodel-{mse}"
-        with tempfile.TemporaryDirectory() as scratch:
-            arguments = (source, ids, out, mse, scratch)
-            program = (sys.executable, "-c", GPTQMODEL, *map(str, arguments))
-            cost = run(out, "env", *GPTQMODEL_SETTINGS, *program)
+        cost = gptqmodel(out, source, text, n_tokens=GPTQ_TOKENS, mse=mse)
         title = f"GPTQModel 4 bit, {f'its search, {mse}' if mse else 'as it comes'}"
         table.line(title, gptq_weights(out), cost)
 
@@ -233,17 +205,17 @@ def main() -> None:
     source = arguments.checkpoint.absolute()
     WORK.mkdir(parents=True, exist_ok=True)
     chosen = arguments.only or PARTS
-    calibration = WORK / "statistics"
-    if "gguf" in chosen:
-        calibrate(source, arguments.text, calibration)
-    with Checkpoint.open(source) as checkpoint, threads_for(checkpoint.model):
-        table = Table(Judge(source, arguments.evaluation, arguments.passages))
-        if "gguf" in chosen:
-            compare_gguf(source, calibration, table)
-        if "gptq" in chosen:
-            compare_gptq(source, arguments.text, table)
-        if "gptqmodel" in chosen:
-            compare_gptqmodel(source, arguments.text, table)
+    if set(chosen) - {"memory"}:
+        with Checkpoint.open(source) as checkpoint, threads_for(checkpoint.model):
+            table = Table(Judge(source, arguments.evaluation, arguments.passages))
+            if "gguf" in chosen:
+                compare_gguf(source, calibrate(source, arguments.text, table), table)
+            if "gptq" in chosen:
+                compare_gptq(source, arguments.text, table)
+            if "gptqmodel" in chosen:
+                compare_gptqmodel(source, arguments.text, table)
+    if "memory" in chosen:
+        compare_memory()
 
 
 if __name__ == "__main__":

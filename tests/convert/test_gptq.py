@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from convert import gptq
 from convert.errors import NumericalError, UsageError
 from convert.gptq import (
     ORDERS,
@@ -127,6 +128,17 @@ def test_rows_are_independent() -> None:
     for row in range(len(weight)):
         alone = quantize_matrix(weight[row : row + 1], hessian, GptqSettings())
         assert torch.equal(alone.codes[0], together.codes[row])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rows_at_once_do_not_matter(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches rows that end up in another's place, or are left out at the end."""
+    weight, hessian = problem()
+    whole = quantize_matrix(weight, hessian, GptqSettings(order=order))
+    monkeypatch.setattr(gptq, "CACHED_ROWS", 4)
+    parts = quantize_matrix(weight, hessian, GptqSettings(order=order))
+    assert torch.equal(parts.codes, whole.codes)
+    assert torch.equal(parts.scales, whole.scales)
 
 
 def test_the_hessians_scale_does_not_matter() -> None:
