@@ -89,7 +89,7 @@ def _parse(reader: "_Reader") -> GgufHeader:
         start = reader.offset
         key = reader.text("key", MAX_KEY_NBYTES)
         if not key or key in metadata:
-            raise reader.error(start, f"the key {key!r} is empty or occurs twice")
+            raise reader.error(start, f"the key {key[:80]!r} is empty or occurs twice")
         metadata[key] = _read_value(reader)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if (

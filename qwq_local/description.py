@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.errors import CheckpointError, GgufError
+from convert.errors import CheckpointError, GgufError, QwqError
 from qwq_local.sampling import Sampling, sampling_of_generation_config, sampling_of_gguf
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def describe_gguf(path: Path, header: GgufHeader) -> Description:
         name=str(metadata.get("general.name", path.stem)),
         template=template,
         template_variables={name: tokens[token_id] for name, token_id in ids.items()},
-        sampling=sampling_of_gguf(metadata),
+        sampling=_sampling(path, sampling_of_gguf, metadata),
         stop_ids=frozenset({ids["eos_token"]} if "eos_token" in ids else ()),
     )
 
@@ -61,6 +61,12 @@ def describe_folder(path: Path) -> Description:
     generation = read_json(path / "generation_config.json", optional=True)
     config = read_json(path / "config.json")
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    stop_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(token_id) is int for token_id in stop_ids):
+        raise CheckpointError(
+            f"{path}: eos_token_id is {str(eos)[:40]!r}, no token's id; fetch "
+            "generation_config.json and config.json again"
+        )
     return Description(
         name=path.resolve().name,
         template=_template_of_folder(path, tokenizer),
@@ -69,9 +75,18 @@ def describe_folder(path: Path) -> Description:
             for name in _TOKEN_NAMES
             if (text := _token_text(tokenizer.get(name))) is not None
         },
-        sampling=sampling_of_generation_config(generation),
-        stop_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        sampling=_sampling(path, sampling_of_generation_config, generation),
+        stop_ids=frozenset(stop_ids),
     )
+
+
+def _sampling(
+    path: Path, read: Callable[[Mapping[str, Any]], Sampling], table: Mapping[str, Any]
+) -> Sampling:
+    try:
+        return read(table)
+    except QwqError as error:
+        raise QwqError(f"{path}: among its defaults of sampling {error}") from error
 
 
 def is_gptq(config: Mapping[str, Any]) -> bool:
@@ -88,7 +103,7 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); fetch the file again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds no JSON object; fetch the file again")
@@ -98,10 +113,22 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
 def _template_of_folder(path: Path, tokenizer: Mapping[str, Any]) -> str:
     """The template has its own file, or stands in tokenizer_config.json, alone or in a list."""
     if (own_file := path / "chat_template.jinja").exists():
-        return own_file.read_text(encoding="utf-8")
+        try:
+            return own_file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{own_file}: cannot be read ({error}); fetch the file again"
+            ) from error
     template = tokenizer.get("chat_template")
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        template = next(
+            (
+                entry.get("template")
+                for entry in template
+                if isinstance(entry, dict) and entry.get("name") == "default"
+            ),
+            None,
+        )
     if not isinstance(template, str):
         raise CheckpointError(
             f"{path}: it has no chat template, neither in chat_template.jinja nor in "

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from convert.errors import UsageError
+from convert.errors import EngineError, UsageError
 from qwq_local.description import (
     Description,
     describe_folder,
@@ -110,7 +110,13 @@ class QwQ:
 
         description = _describe(model, settings)
         open_engine = isolate if isolated else open_here
-        engine = open_engine(model.path, settings, on_progress=on_progress)
+        try:
+            engine = open_engine(model.path, settings, on_progress=on_progress)
+        except EngineError as error:
+            raise EngineError(
+                f"{model.path}: loading it ended the process that did ({error}); fetch or make it "
+                "again"
+            ) from error
         return cls(LocalModel(engine, description, model.path, repair_template=repair_template))
 
     def session(

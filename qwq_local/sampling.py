@@ -111,11 +111,11 @@ def sampling_of_generation_config(config: Mapping[str, Any]) -> Sampling:
 def _from_table(values: Mapping[str, Any]) -> Sampling:
     known = {name: value for name, value in values.items() if value is not None}
     for name, value in known.items():
-        if not isinstance(value, int | float):
+        if type(value) not in (int, float) or (name == "top_k" and value % 1):
             raise QwqError(
-                f"{name}: the model's default is {value!r}, no number; correct its files"
+                f"{name}: the model's default is {str(value)[:40]!r}, no number of its kind; "
+                "correct its files"
             )
-        if isinstance(value, float):
-            # a GGUF holds float32: 0.6 comes back as 0.6000000238, and is meant as 0.6
-            known[name] = float(f"{value:.6g}")
+        # a GGUF holds float32: 0.6 comes back as 0.6000000238, and is meant as 0.6
+        known[name] = int(value) if name == "top_k" else float(f"{float(value):.6g}")
     return Sampling(**known)

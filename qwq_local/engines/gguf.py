@@ -22,6 +22,7 @@ from convert.gguf_header import GgufHeader, read_header
 from qwq_local.chat_template import any_of
 from qwq_local.engine import EngineSettings, KvChoice, KvType, OnProgress
 from qwq_local.engines.draft import DraftModel, check_vocabulary
+from qwq_local.engines.gguf_checks import ARCHITECTURE, check_model
 from qwq_local.engines.loop import PREFILL_BATCH, EngineLoop, Sampler, n_logits_rows
 from qwq_local.engines.speculation import NgramDrafter, Speculator
 from qwq_local.memory import choose_context, choose_threads
@@ -38,7 +39,6 @@ from qwq_local.memory_plan import (
 from qwq_local.rope import Yarn, longest_context, plan_rope
 from qwq_local.sampling import Sampling
 
-ARCHITECTURE = "qwen2"
 KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0")
 _BATCHES = (PREFILL_BATCH, 256, 128)
 PREFILL_SHARE = 128
@@ -47,13 +47,6 @@ _SMALLEST_CONTEXT = 1024
 _GGML_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8}
 _ROPE_NATIVE, _ROPE_YARN = 0, 2  # llama_rope_scaling_type
 _FLASH_ATTENTION = 1  # llama_flash_attn_type
-_LARGEST_SIZES = {
-    "context_length": 1 << 24,
-    "block_count": 512,  # llama.cpp aborts the process on more
-    "embedding_length": 1 << 20,
-    "attention.head_count": 1 << 16,
-    "attention.head_count_kv": 1 << 16,
-}
 _CONTROL, _USER_DEFINED = 1 << 3, 1 << 4  # llama_token_attr
 _UNUSED_OR_UNKNOWN = (1 << 0) | (1 << 1)
 
@@ -161,7 +154,9 @@ class GgufEngine(EngineLoop):
         path = Path(settings.draft)
         draft_header = read_header(path)
         shared = check_vocabulary(path, draft_header.metadata, header.metadata)
-        n_context = min(self.rope_plan.context_length, _sizes(path, draft_header)["context_length"])
+        n_context = min(
+            self.rope_plan.context_length, check_model(path, draft_header)["context_length"]
+        )
         self._draft = GgufEngine(
             path,
             draft_header,
@@ -429,27 +424,6 @@ def _of_json(part: str, excluded: str | None) -> str:
     return part if excluded is None else rf"[^\"\\\x7F\x00-\x1F{excluded}]"
 
 
-def _sizes(path: Path, header: GgufHeader) -> dict[str, int]:
-    """The numbers that the size of a context follows from."""
-    metadata = header.metadata
-    architecture = metadata.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise GgufError(
-            f"{path}: its architecture is {architecture!r} and QwQ's is {ARCHITECTURE!r}; "
-            "give a file made from QwQ or another Qwen2 model"
-        )
-    sizes = {}
-    for name, largest in _LARGEST_SIZES.items():
-        value = metadata.get(f"{ARCHITECTURE}.{name}")
-        if not isinstance(value, int) or not 1 <= value <= largest:
-            raise GgufError(
-                f"{path}: {ARCHITECTURE}.{name} is {value!r} and must be 1 to {largest:,}; "
-                "make the file again"
-            )
-        sizes[name] = value
-    return sizes
-
-
 def plan_gguf(
     path: Path, header: GgufHeader, settings: EngineSettings, *, kv_type: KvChoice | None = None
 ) -> GgufPlan:
@@ -474,7 +448,7 @@ def _model_sizes(
     path: Path, header: GgufHeader, settings: EngineSettings
 ) -> tuple[ModelSizes, int]:
     """The numbers that memory follows from, and the longest context."""
-    numbers = _sizes(path, header)
+    numbers = check_model(path, header)
     head_dim = numbers["embedding_length"] // numbers["attention.head_count"]
     vocab = header.metadata.get("tokenizer.ggml.tokens")
     feed_forward = header.metadata.get(f"{ARCHITECTURE}.feed_forward_length")

@@ -63,7 +63,7 @@ class TransformersEngine(EngineLoop):
             torch.set_num_threads(settings.threads)
         self._path = path
         self._torch = torch
-        self._tokenizer, self._plain_tokenizer = _load_tokenizers(path)
+        self._tokenizer, self._plain_tokenizer = _load_tokenizers(folder)
         self._bytes_of_symbol = _bytes_of_symbols()
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added.items()}
@@ -259,23 +259,24 @@ def make_chain(sampling: Sampling, *, n_prompt: int) -> Any:
     if sampling.logit_bias:
         chain.append(bias)
     if sampling.repetition_penalty != 1:
-        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        chain.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
     if sampling.presence_penalty != 0 or sampling.frequency_penalty != 0:
         chain.append(penalize)
     if sampling.greedy:
         return chain
-    chain.append(TemperatureLogitsWarper(sampling.temperature))
+    chain.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k > 0:
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         chain.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p > 0:
-        chain.append(MinPLogitsWarper(sampling.min_p))
+        chain.append(MinPLogitsWarper(float(sampling.min_p)))
     return chain
 
 
 def _load_model(folder: Folder, device: Any, on_progress: OnProgress | None) -> Any:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -295,12 +296,17 @@ def _load_model(folder: Folder, device: Any, on_progress: OnProgress | None) -> 
     except (
         OSError,
         ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
         ImportError,
         RuntimeError,
-        KeyError,
+        LookupError,
         SafetensorError,
+        StrictDataclassError,
     ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = " ".join(str(error).split())[:300] or repr(error)
         raise CheckpointError(
             f"{folder.path}: transformers cannot load it ({reason}); make or fetch the folder again"
         ) from error
@@ -345,12 +351,24 @@ def _quietly() -> Iterator[None]:
         _log.debug("%s", line)
 
 
-def _load_tokenizers(path: Path) -> tuple[Any, Any]:
+def _load_tokenizers(folder: Folder) -> tuple[Any, Any]:
     """The tokenizer twice: with special tokens parsed, and with special tokens as text."""
     from tokenizers import Tokenizer
 
-    source = json.dumps(read_json(path / "tokenizer.json"))
-    tokenizer, plain = Tokenizer.from_str(source), Tokenizer.from_str(source)
+    path = folder.path / "tokenizer.json"
+    source = json.dumps(read_json(path))
+    try:
+        tokenizer, plain = Tokenizer.from_str(source), Tokenizer.from_str(source)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(
+            f"{path}: tokenizers cannot load it ({error}); fetch the file again"
+        ) from error
+    last_id = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if last_id >= folder.model.vocab_size:
+        raise CheckpointError(
+            f"{path}: it has the id {last_id:,} and the model {folder.model.vocab_size:,} rows; "
+            "fetch tokenizer and weights of one model"
+        )
     plain.encode_special_tokens = True
     return tokenizer, plain
 
