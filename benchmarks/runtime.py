@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40, help="tokens decoded in each run")
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=("decode", "folder", "second-turn"))
+    parser.add_argument("--only", choices=("decode", "own", "folder", "second-turn"))
     arguments = parser.parse_args()
     only, pairs, threads = arguments.only, arguments.pairs, arguments.threads
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +66,8 @@ def main() -> None:
         path = export(checkpoint, Path(folder))
         if only in (None, "decode"):
             decode(path, pairs, arguments.tokens, threads)
+        if only in (None, "own"):
+            own_time(path, pairs, arguments.tokens, threads)
         if only in (None, "folder"):
             decode_folder(checkpoint, pairs, arguments.tokens, threads)
         if only in (None, "second-turn"):
@@ -160,6 +162,29 @@ def decode_round(path: Path, n_turns: int, n_threads: int) -> dict[str, list[Clo
             "llama-cpp-python": (here, turns_of(high_level_tokens(llama, ids), own_clock)),
         }
         return in_turns(sides, n_turns)
+
+
+def own_time(path: Path, n_rounds: int, n_tokens: int, n_threads: int) -> None:
+    """What a token of an engine in another process costs this one, while that one reads ahead."""
+    costs_us: dict[str, list[float]] = {"engine in a process": [], "qwq.reply": []}
+    for _ in range(n_rounds):
+        with closing(IsolatedEngine(path, EngineSettings(CONTEXT, n_threads))) as engine:
+            ids = engine.tokenize(QUESTION, parse_special=False)
+            tokens: Iterator[Any] = engine.generate(
+                ids, sampling=SAMPLING, seed=1, max_tokens=CONTEXT - 64, stop_ids=()
+            )
+            for costs in costs_us.values():
+                for _ in itertools.islice(tokens, TURN):
+                    pass
+                before_s = time.process_time()
+                for _ in itertools.islice(tokens, n_tokens):
+                    pass
+                costs.append(1e6 * (time.process_time() - before_s) / n_tokens)
+                tokens = reply_tokens(engine, path)
+    print("\nmicroseconds of this process's own time for a token; median (least to greatest)")
+    for name, costs in costs_us.items():
+        median_us = statistics.median(costs)
+        print(f"{name:22} {median_us:7.0f} ({min(costs):.0f} to {max(costs):.0f})")
 
 
 def in_turns(sides: dict[str, tuple[Turn, Turn]], n_turns: int) -> dict[str, list[Clocks]]:

@@ -13,11 +13,15 @@ from convert.errors import UsageError
 from convert.gguf_export import export_gguf
 from convert.gguf_header import read_header
 from qwq_local import QwQ, Sampling
+from qwq_local.child import Channel
+from qwq_local.description import describe_gguf
 from qwq_local.engine import Drafts, EngineSettings, Intervention
 from qwq_local.engines.draft import DraftDrafter, check_vocabulary
 from qwq_local.engines.gguf import GgufEngine
+from qwq_local.engines.isolated import IsolatedEngine, open_engine
 from qwq_local.engines.loop import EngineLoop
 from qwq_local.engines.speculation import KV_UNIT, SIZES, Drafter, NgramDrafter, Pace, Speculator
+from qwq_local.local import LocalModel
 from tests.qwq_local.conftest import NANO
 from tests.synthetic import (
     PLAIN_ADDED_TOKENS,
@@ -294,11 +298,28 @@ def test_a_draft_must_speak_the_same_language(tmp_path: Path) -> None:
         check_vocabulary(path, vocabulary("a" * 1), vocabulary("a" * 3001))
 
 
+class EagerEngine(IsolatedEngine):
+    """One whose process always finds that speculation pays."""
+
+    entry = "tests.qwq_local.test_speculation:serve_eagerly"
+
+
+def serve_eagerly(channel: Channel) -> None:
+    calls = open_engine(channel)
+    assert calls is not None
+    calls.engine.speculator.pace.least_speedup = 0.0
+    while True:
+        request = channel.receive()
+        channel.send(*calls.answer(request), number=request.number)
+
+
 def test_a_reply_tells_how_much_was_proposed(q8_gguf: Path) -> None:
     """Would catch counts that are lost on the way from the process."""
-    with QwQ.open(q8_gguf, context=512, threads=1, draft=q8_gguf) as qwq:
-        timings = qwq.session(sampling=GREEDY).ask("What is 12 + 34?").timings
-        assert 0 <= timings.n_accepted <= timings.n_drafted < 8 * timings.n_decoded
+    engine = EagerEngine(q8_gguf, EngineSettings(512, 1, draft=str(q8_gguf)))
+    description = describe_gguf(q8_gguf, read_header(q8_gguf))
+    with QwQ(LocalModel(engine, description, q8_gguf)) as qwq:
+        timings = qwq.session(sampling=GREEDY).ask("What is 12 + 34?", max_tokens=60).timings
+        assert 10 < timings.n_accepted <= timings.n_drafted < 8 * timings.n_decoded
         timings = qwq.session(sampling=GREEDY).ask("What is 12 + 34?", max_tokens=1).timings
         assert (timings.n_drafted, timings.n_accepted) == (0, 0)
     with pytest.raises(UsageError, match="speculation: 'often' is unknown; use one of off, exact"):
