@@ -116,9 +116,10 @@ def measure(
     once = each["matrix"] / N_TOKENS * n_read_of_pass
     head = max(0.0, each["logits"] - each["prefill"])
     engine_s = N_LAYERS * each["prefill"] + head
-    moved = each["received"] - each["logits"]
+    pairs = zip(times["received"], times["logits"], strict=True)
+    moved = statistics.median(there - at_home for there, at_home in pairs) / n_tokens
     products = exact - each["matrix"] * n_read / n_all
-    own = products + each["scores"] + moved + each["summary"]
+    own = products + each["scores"] + max(0.0, moved) + each["summary"]
     for name, seconds in (
         (f"engine, {N_LAYERS} layers", N_LAYERS * each["prefill"]),
         ("engine, output matrix", head),
@@ -143,7 +144,7 @@ def measure(
         f"with prompts that are not scored, {share:.0%} of the tokens as of the built-in text by "
         f"nano-qwq's tokenizer: {share * (own + once) / engine_s:.1%}"
     )
-    here_too = exact + each["scores"] + moved
+    here_too = exact + each["scores"] + max(0.0, moved)
     print(
         f"the same in these {n_passages} passages, which read the matrix {n_read} times for "
         f"{n_all:,} tokens: {here_too / engine_s:.1%}"

@@ -151,7 +151,8 @@ def compare(
             "the tasks alone can be; give --problems or --task"
         )
     if as_json:
-        typer.echo(json.dumps({"confidence": CONFIDENCE, "differences": rows}, indent=2))
+        names = {"first": first.name, "second": second.name}
+        typer.echo(json.dumps({"confidence": CONFIDENCE, **names, "differences": rows}, indent=2))
     else:
         _print_differences(rows, first.name, second.name)
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_a_server_is_compared_by_its_tasks(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Catches problems that are not the same on both sides, and a KL made up for a server.
+    """Catches problems or sides that are not the same on both, and a KL made up for a server.
 
     A server of the file itself makes the same replies with the same seeds.
     """
@@ -118,8 +119,12 @@ def test_a_server_is_compared_by_its_tasks(
     few = ("--problems", "1", "--task", gsm8k, "--task-problems", "3", "--max-tokens", "200")
     options = (*few, "--reference", CHECKPOINT, "--tokens", "50", "-o", tmp_path / "out")
     assert run(monkeypatch, "compare", served_file, *url, *options, "--json") == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["differences"]}
+    document = json.loads(capsys.readouterr().out)
+    assert document["first"] == served_file.name
+    assert document["second"].endswith(f" at {urlsplit(server.url).netloc}")
+    rows = {row["name"]: row for row in document["differences"]}
     assert not {"kl", "nll", "top1"} & rows.keys()
+    assert not any("floor" in row for row in rows.values())
     assert (rows["solved"]["n"], rows["solved_mathematics/gsm8k"]["n"]) == (10, 3)
     assert {row["difference"] for row in rows.values()} == {0.0}
     assert run(monkeypatch, "compare", *url, *url, *few, "-o", tmp_path / "out") == 0
@@ -127,6 +132,7 @@ def test_a_server_is_compared_by_its_tasks(
     for arguments, words in (
         ((served_file, *options), "1 files and 0 servers"),
         ((served_file, *url), "give --reference"),
+        ((*url, *url, "--floor", served_file), "is for numbers that a server does not show"),
         ((*url, *url, "--problems", "0", "-o", tmp_path), "give --problems or --task"),
     ):
         assert run(monkeypatch, "compare", *arguments) == 2
