@@ -119,8 +119,6 @@ def serve(channel: Channel) -> None:
             value, data = calls.answer(request)
             with sending:
                 channel.send(value, data, number=request.number)
-            if request.value[0] == "next":
-                calls.engine.read_on()
             done = True
         finally:
             if not done:  # a bug, or the parent has gone: nobody is to wait for ever
