@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import random
+import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,6 +17,7 @@ import pytest
 
 from qwq_local import Done, EngineError, QwQ, QwqError, Stream, Timings, Usage
 from qwq_local.engine import Generation
+from qwq_local.engines.parallel import ParallelEngine
 from qwq_local.reply import Event
 from qwq_local.server import following
 from qwq_local.server.app import ServerSettings
@@ -150,6 +154,30 @@ def test_a_client_that_leaves_frees_its_place(*, stream: bool) -> None:
     assert len(engine.prompts) == 1
 
 
+def test_a_client_that_leaves_while_its_prompt_is_read_frees_its_place() -> None:
+    """Within one micro-batch, whatever is left of the prompt."""
+
+    class Reader(FakeEngine):
+        n_read = 0
+
+        def prefill(self, ids: Sequence[int], **options: Any) -> Iterator[int]:
+            while True:
+                self.n_read += 1
+                yield 64
+                step.wait(120)
+
+    engine, step = Reader(THOUGHT), threading.Event()
+    with running(lambda: fake_qwq(engine=engine)) as server:
+        with asking(server, stream=True):
+            server.wait(lambda: engine.n_read == 1)
+            (job,) = server.room._running
+        server.wait(lambda: job.cancelled)
+        step.set()
+        server.wait(lambda: server.room.n_running == 0)
+    assert engine.n_read <= 2
+    assert not engine.prompts
+
+
 def test_clients_take_turns() -> None:
     """One client's many requests do not keep another's waiting."""
     order: list[str] = []
@@ -266,6 +294,34 @@ def test_a_dead_engine_is_replaced(*, stream: bool) -> None:
         server.wait(lambda: server.room.state == "ready")
         assert client.create(model="x", messages=QUESTION).choices[0].message.content
         assert "qwq_requests_total 1\n" in get(server, "/metrics")[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGSTOP is a signal of POSIX")
+def test_a_killed_process_is_replaced(bf16_gguf: Path) -> None:
+    """The same with the real engine, under two replies."""
+    opened: list[QwQ] = []
+
+    def open_model() -> QwQ:
+        opened.append(QwQ.open(bf16_gguf, context=512, threads=1, parallel=2))
+        return opened[0]
+
+    with running(open_model, n_parallel=2) as server:
+        engine = opened[0].engine
+        assert isinstance(engine, ParallelEngine)
+        killed = engine.pid
+        assert killed is not None
+        os.kill(killed, signal.SIGSTOP)  # so that no reply ends before
+        with asking(server) as first, asking(server, stream=True) as second:
+            server.wait(lambda: len(engine._boxes) == 2)  # both wait for its answers
+            os.kill(killed, signal.SIGKILL)
+            for request in (first, second):
+                status, reply = answer(request)
+                assert (status, reply["error"]["code"]) == (503, "engine_died")
+                assert "SIGKILL" in reply["error"]["message"]
+        server.wait(lambda: server.room.state == "ready")
+        with asking(server, max_tokens=9) as third:
+            assert answer(third)[0] == 200
+        assert engine.pid != killed
 
 
 def test_an_engine_that_stays_dead_is_seen() -> None:

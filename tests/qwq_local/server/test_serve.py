@@ -65,3 +65,17 @@ def test_what_cannot_be_is_said(
     assert result.returncode in (1, 2)
     assert problem in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_key_is_shown_once(
+    bf16_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And kept where nobody else can read it; an address that others reach asks for it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("QWQ_API_KEY", raising=False)
+    command = ("serve", "-m", str(bf16_gguf), "--host", "203.0.113.7", "--port", "1")
+    first, second = run(*command).stderr, run(*command).stderr
+    path = tmp_path / "qwq-local" / "api-key"
+    assert f"key, shown this once and kept in {path}: {path.read_text()}" in first
+    assert "shown this once" not in second
+    assert path.read_text().strip() not in second
