@@ -113,7 +113,7 @@ def plan_memory(
 
     n_sequences: so many conversations have a context each. Weights count as spread evenly over the
     layers. Compute buffers are estimated from above: a batch's activations, the logits' rows, and
-    the mask of attention.
+    the mask of attention; beside the processor the rows that llama.cpp hands out and a copy too.
     """
     n_positions = n_sequences * context
     kv_nbytes = round(n_positions * sizes.n_layers * sizes.n_kv_values * KV_NBYTES[kv_type])
@@ -130,6 +130,7 @@ def plan_memory(
             shares.append(_share(device, n_here / n_units, sizes, kv_nbytes, compute_nbytes))
             n_left -= n_here
     n_gpu_layers = n_units - n_left
+    compute_nbytes += 2 * 4 * n_logits_rows * sizes.vocab_size
     for device in (device for device in devices if not device.is_gpu):
         shares.append(_share(device, n_left / n_units, sizes, kv_nbytes, compute_nbytes))
     return GgufPlan(context, kv_type, batch, n_gpu_layers, tuple(shares))

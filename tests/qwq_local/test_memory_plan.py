@@ -40,7 +40,7 @@ def test_qwq_on_a_processor() -> None:
     assert share.weights_nbytes == 19_900_000_000
     assert share.kv_nbytes == 8 << 30
     assert plan(memory, kv_type="q8_0").shares[0].kv_nbytes == round(4.25 * (1 << 30))
-    assert 0.1 * GB < share.compute_nbytes < 0.5 * GB
+    assert 0.1 * GB < share.compute_nbytes < 0.6 * GB
     assert plan(memory).fits
     assert not plan(Device("memory", False, 28 * GB)).fits
 
@@ -72,7 +72,8 @@ def test_llama_takes_what_was_planned(
         for name in ("KV", "compute")
     )
     assert share.kv_nbytes == pytest.approx(kv, rel=0.01)
-    assert 0.7 * share.compute_nbytes < compute <= share.compute_nbytes
+    handed_out = 2 * 4 * engine.n_logits_rows * engine.vocab_size
+    assert 0.7 * (share.compute_nbytes - handed_out) < compute <= share.compute_nbytes - handed_out
 
 
 def choice(
@@ -107,7 +108,12 @@ def test_the_kv_cache_is_chosen_by_what_is_free(
     chosen = choice(bf16_gguf, monkeypatch, memory(int(q8 - 5)))
     assert (chosen.kv_type, chosen.batch, chosen.fits) == ("q8_0", 256, True)
     assert not choice(bf16_gguf, monkeypatch, memory(10)).fits
-    for mb, kv_type, is_on_gpu in ((roomy, "f16", True), (tight, "q8_0", True), (20, "f16", False)):
+    on_gpu = tight - 4  # the logits that are handed out take no memory there
+    for mb, kv_type, is_on_gpu in (
+        (roomy, "f16", True),
+        (on_gpu, "q8_0", True),
+        (20, "f16", False),
+    ):
         chosen = choice(bf16_gguf, monkeypatch, gpu(mb), memory(9999))
         assert (chosen.kv_type, chosen.is_on_gpu) == (kv_type, is_on_gpu)
 
@@ -182,12 +188,12 @@ def test_what_does_not_fit_is_refused_with_what_would(
     bf16_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch an allocation that takes the machine down."""
-    free = Device("memory", False, 60_000_000)
+    free = Device("memory", False, 66_000_000)
     monkeypatch.setattr(gguf, "find_devices", lambda llama: (free,))
     advice = r"takes .* of memory, where .* free; --context 32768 --kv-type q8_0 would fit"
     with pytest.raises(QwqError, match=advice):
         QwQ.open(bf16_gguf, context=32_768, kv_type="f16", isolated=False)
-    free = Device("memory", False, 40_000_000)
+    free = Device("memory", False, 44_000_000)
     with pytest.raises(QwqError, match="free; --context 16384 --kv-type q8_0 would fit"):
         QwQ.open(bf16_gguf, context=32_768, isolated=False)
     free = Device("memory", False, 60_000)
