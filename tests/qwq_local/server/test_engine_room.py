@@ -139,7 +139,7 @@ def test_a_client_that_leaves_frees_its_place(*, stream: bool) -> None:
     engine = Held(THOUGHT)
     with running(lambda: fake_qwq(engine=engine)) as server:
         with asking(server, stream=stream):
-            server.wait(lambda: server.room.n_running == 1)
+            server.wait(lambda: engine.n_begun == 1)
             with asking(server, stream=stream):
                 server.wait(lambda: server.room.n_waiting == 1)
             server.wait(lambda: server.room.n_waiting == 0)

@@ -107,6 +107,12 @@ def test_a_conversation(browser: Browser, server: str) -> None:
         expect(reply.locator("math")).to_have_count(2)
         expect(reply.locator("pre")).to_have_text("print(max(9.9, 9.11))  # <b>not bold</b>\n")
         expect(reply.locator("td").first).to_have_text("9.9")
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        reply.get_by_label("Copy the code").click()
+        expect(reply.get_by_label("Copy the code")).to_have_text("Copied")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert copied == "print(max(9.9, 9.11))  # <b>not bold</b>\n"
+        expect(page.get_by_role("status")).to_have_text("The reply is there")
         expect(page.get_by_label("Ask again")).to_be_visible()
         line = page.locator(".thought .q-item").first
         expect(line).to_contain_text(re.compile(r"Thought for [\d.]+ s · \d+ tokens"))
@@ -126,6 +132,27 @@ def test_a_conversation(browser: Browser, server: str) -> None:
             ["Which is larger, 9.9 or 9.11?", "And 9.8?"]
         )
         expect(page.locator("article math")).to_have_count(4)
+
+
+def test_several_conversations(browser: Browser, server: str) -> None:
+    """Each with its own messages, also after a reload; one that is deleted is gone."""
+    with opened(browser, server) as page:
+        for question in ("the first one", "the second one"):
+            page.get_by_text("New conversation").click()
+            ask(page, question)
+            page.get_by_text("Answer now").click()
+            expect(page.get_by_label("Ask again")).to_be_visible()
+        said = page.get_by_label("You", exact=True)
+        expect(said).to_have_text(["the second one"])
+        page.get_by_role("button", name="the first one", exact=True).click()
+        expect(said).to_have_text(["the first one"])
+        page.reload()
+        expect(said).to_have_text(["the first one"])
+        page.get_by_label("Delete the first one").click()
+        expect(page.get_by_label("Delete the first one")).to_have_count(0)
+        expect(said).to_have_count(0)
+        page.get_by_role("button", name="the second one", exact=True).click()
+        expect(said).to_have_text(["the second one"])
 
 
 def test_a_models_html_stays_text(browser: Browser, server: str) -> None:
