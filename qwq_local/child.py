@@ -21,7 +21,8 @@ from typing import IO, Any
 from convert.errors import EngineError
 
 _FRAME = struct.Struct("<QQQ")  # number, nbytes of the JSON text, and of the bytes that follow it
-_CHUNK_NBYTES = 1 << 16  # a pipe holds no more, and a larger buffer costs more than the read
+_SMALL_NBYTES, _CHUNK_NBYTES = 1 << 12, 1 << 16
+"""What is read at first, and where that is not all: a large buffer costs more than the read."""
 _LAST_WORDS_S = 5.0  # for a process that closed its pipes to end
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -39,11 +40,6 @@ class Message:
     number: int = 0
 
 
-def encode(value: Any) -> bytes:
-    """The JSON text of a value, for who sends it often; None has none."""
-    return b"" if value is None else json.dumps(value).encode()
-
-
 class Channel:
     """Messages over a pair of unbuffered pipes. Raises EOFError where the other side has gone.
 
@@ -54,13 +50,13 @@ class Channel:
 
     def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
         self._outgoing = outgoing
+        self._small_chunks = iter(partial(incoming.read, _SMALL_NBYTES), b"")
         self._chunks = iter(partial(incoming.read, _CHUNK_NBYTES), b"")
         self._buffer = bytearray()
         self._parts: list[tuple[memoryview, list[int]]] = []  # to send; and what was written of it
 
     def send(self, value: Any, data: bytes = b"", *, number: int = 0) -> None:
-        """Send a JSON value, or what encode made of one."""
-        text = value if isinstance(value, bytes) else encode(value)
+        text = b"" if value is None else json.dumps(value).encode()
         head = _FRAME.pack(number, len(text), len(data)) + text
         parts = (head + data,) if len(data) < _CHUNK_NBYTES else (head, data)
         self._flush()
@@ -79,8 +75,9 @@ class Channel:
     def receive(self) -> Message:
         while (message := self._next()) is None:
             n_held = len(self._buffer)
+            chunks = self._chunks if n_held else self._small_chunks
             try:
-                reduce(iadd, itertools.islice(self._chunks, 1), self._buffer)
+                reduce(iadd, itertools.islice(chunks, 1), self._buffer)
             except (OSError, ValueError) as error:
                 raise EOFError from error
             if len(self._buffer) == n_held:

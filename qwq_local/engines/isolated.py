@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from convert import errors
 from convert.errors import EngineError, QwqError
-from qwq_local.child import Channel, Child, Message, encode
+from qwq_local.child import Channel, Child, Message
 from qwq_local.engine import Drafts, EngineSettings, Generation, Intervention, OnProgress
 from qwq_local.engines.here import open_here
 from qwq_local.rope import RopePlan, Yarn
@@ -27,6 +27,7 @@ from qwq_local.scored import ScoredId, pack, unpack
 
 _Told = Generator[tuple[Any, bytes], Intervention | None, None]
 """What a stream over there tells: a JSON value, and bytes beside it; not both are empty."""
+_STREAM = struct.Struct("<Q")  # a call of this alone is for its next
 _TOKEN = struct.Struct("<III")  # id, and how many were proposed and came; its bytes follow
 
 
@@ -136,12 +137,14 @@ class IsolatedEngine:
         """What an iterator over there yields; a change sent in here is sent in there."""
         stream = self._request("open", name, arguments).value
         child = self._child
-        go_on = encode(["next", stream, None])
+        go_on = _STREAM.pack(stream)
         change: Intervention | None = None
         try:
             while True:
-                request = go_on if change is None else ["next", stream, _fields(change)]
-                message = self._ask(request, of=child)
+                if change is None:
+                    message = self._ask(None, of=child, data=go_on)
+                else:
+                    message = self._request("next", stream, _fields(change), of=child)
                 if message.value is None and not message.data:
                     return
                 change = yield message
@@ -156,7 +159,7 @@ class IsolatedEngine:
         return self._ask([name, *arguments], of=of, data=data)
 
     def _ask(self, request: Any, *, of: Child | None = None, data: bytes = b"") -> Message:
-        """The answer to a name and arguments, encoded or not."""
+        """The answer to a name and arguments, or to a stream's number as data."""
         with self._lock:
             if self._closed:
                 raise QwqError(f"{self._path}: the model is closed; open it again")
@@ -234,7 +237,7 @@ def open_engine(channel: Channel) -> Calls | None:
 class Calls:
     """What can be called, from several threads; each gives a value and bytes.
 
-    The bytes beside a call are its last argument.
+    The bytes beside a call are its last argument. Without a name it is for a stream's next.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -244,9 +247,12 @@ class Calls:
 
     def answer(self, request: Message) -> tuple[Any, bytes]:
         """Do what is asked for by name."""
-        name, *arguments = request.value
-        if request.data:
-            arguments.append(request.data)
+        if request.value is None:
+            name, arguments = "next", [*_STREAM.unpack(request.data), None]
+        else:
+            name, *arguments = request.value
+            if request.data:
+                arguments.append(request.data)
         try:
             value, data = getattr(self, name)(*arguments)
         except QwqError as error:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -229,12 +230,22 @@ def test_ctrl_c_leaves_it_whole(qwq: QwQ) -> None:
 
 
 def test_closing_from_another_thread_ends_a_reply(bf16_gguf: Path) -> None:
+    """Would catch a close() that waits for what its process is at, and a death for no reason."""
     qwq = QwQ.open(bf16_gguf, context=1024, threads=1)
     stream = qwq.session(sampling=GREEDY).send("What is 478 + 356?", max_tokens=900)
     next(stream)
-    threading.Thread(target=qwq.close).start()
-    with pytest.raises(QwqError, match="closed"):
-        deque(stream, maxlen=0)
+    kill(qwq, signal.SIGSTOP)
+    with ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(deque, stream, 0)
+        while not engine_of(qwq)._lock.locked():
+            threading.Event().wait(0.01)
+        closing = threads.submit(qwq.close)
+        try:
+            with pytest.raises(QwqError, match="closed"):
+                reading.result(60)
+        finally:
+            _kill_if_alive(qwq)
+        closing.result(60)
     with pytest.raises(QwqError, match="closed"):
         qwq.ask("?")
 
