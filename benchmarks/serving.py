@@ -45,6 +45,7 @@ PINS = ("sse-starlette==3.7.0", "pydantic-settings==2.16.3", "starlette-context=
 CLIENTS = (1, 4, 8)
 N_CONVERSATIONS = 4
 CONTEXT = 2048
+TICK_S = 0.01  # what processor time is counted in
 STORY = "The {} of these stories begins where a river meets the sea and nobody is at home. "
 Messages = list[dict[str, str]]
 Values = dict[tuple[str, int], list[tuple[float, float]]]
@@ -126,7 +127,7 @@ def ask_together(
         started.wait()
         n_made = sum(count.result() for count in counts)
         after = side.clocks()
-    return n_made / (after[0] - before[0]), n_made / (after[1] - before[1])
+    return n_made / (after[0] - before[0]), n_made / max(after[1] - before[1], TICK_S)
 
 
 def second_turns(sides: list[Side], n_rounds: int) -> None:

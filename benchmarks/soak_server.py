@@ -43,7 +43,7 @@ class Tally:
 
 
 def post(port: int, body: bytes) -> http.client.HTTPConnection:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     headers = {"Content-Type": "application/json"}
     connection.request("POST", "/v1/chat/completions", body, headers)
     return connection
