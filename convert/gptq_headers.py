@@ -56,8 +56,8 @@ def _sizes(quantization: Any, config_path: Path) -> tuple[int, int]:
     if not isinstance(quantization, dict):
         raise CheckpointError(f"{config_path}: has no quantization_config; {_WHAT_TO_DO}")
     bits, group_size = quantization.get("bits"), quantization.get("group_size")
-    form = quantization.get("checkpoint_format", quantization.get("format", "gptq"))
-    pack = quantization.get("pack_dtype", "int32")
+    form = quantization.get("checkpoint_format") or quantization.get("format") or "gptq"
+    pack = quantization.get("pack_dtype") or "int32"
     if type(bits) is not int or bits not in BITS:
         raise CheckpointError(
             f"{config_path}: bits is {bits!r} and must be one of {BITS}; {_WHAT_TO_DO}"
