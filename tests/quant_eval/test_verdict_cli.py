@@ -8,7 +8,10 @@ import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
+from quant_eval.compare_cli import differences
+from quant_eval.measurement import Measured
 from quant_eval.metrics import METRICS
+from quant_eval.results import Attempt
 from qwq_local.cli import main
 from tests.synthetic import write_checkpoint
 
@@ -64,7 +67,8 @@ def test_from_a_baseline_to_a_verdict(
 
     assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["differences"]}
-    assert rows["kl"]["verdict"] == "worse"
+    assert rows["kl"]["verdict"] == rows["top1"]["verdict"] == "worse"  # more of it, and less
+    assert rows["top1"]["high"] < 0
     assert 0 < rows["kl"]["low"] < rows["kl"]["difference"] < rows["kl"]["high"]
     assert "solved" not in rows
     assert not any("floor" in row for row in rows.values())
@@ -112,3 +116,17 @@ def test_from_a_baseline_to_a_verdict(
     assert "was made of a text with SHA-256" in capsys.readouterr().err
     assert run(monkeypatch, "gate", good, *common, "--baseline", saved) == 1
     assert "was made with another evaluation text" in capsys.readouterr().err
+
+
+def test_tasks_have_no_floor() -> None:
+    """Catches the 16-bit file's share of solved problems shown as the noise of a path."""
+    attempts = tuple(
+        Attempt(
+            f"problem {i}", "letters", "?", i % 3 > 0, "So.", "Yes.", "stop", (), 2, 1.0, 0.1, 9
+        )
+        for i in range(9)
+    )
+    measured = Measured("a.gguf", Path("a.gguf"), "", {}, attempts, (), 9.0)
+    rows = {row["name"]: row for row in differences(measured, measured, measured)}
+    assert rows["solved"]["first"] == pytest.approx(6 / 9)
+    assert not any("floor" in row for row in rows.values())
