@@ -25,12 +25,12 @@ from tests.synthetic import write_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 REASONING = ROOT / "convert" / "data" / "calibration.jsonl"
 WORK = ROOT / "build" / "calibration"
-LAYERS = (4, 12)
+LAYERS = (2, 5)
 N_TOKENS = 512
 WIDTHS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 6,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 8,
     "num_key_value_heads": 2,
 }
 
