@@ -16,7 +16,7 @@ import pytest
 
 from convert.errors import EngineError, GgufError, QwqError, UsageError
 from qwq_local import Limits, QwQ, Sampling, child
-from qwq_local.engines import isolated
+from qwq_local.engines import isolated, parallel
 from qwq_local.engines.gguf import GgufEngine
 from qwq_local.engines.isolated import IsolatedEngine
 from tests.qwq_local.ctrl_c import interrupted, use_narrow_pipes
@@ -173,9 +173,9 @@ def _kill_if_alive(qwq: QwQ) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("nbytes", [32, None], ids="pipes of {} bytes".format)
+@pytest.mark.parametrize(("nbytes", "n_parallel"), [(32, 1), (None, 1), (32, 2)])
 def test_ctrl_c_at_any_moment_costs_its_request_alone(
-    bf16_gguf: Path, nbytes: int | None, monkeypatch: pytest.MonkeyPatch
+    bf16_gguf: Path, nbytes: int | None, n_parallel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch a byte lost or sent twice, and an answer that is taken for that of another.
 
@@ -185,7 +185,8 @@ def test_ctrl_c_at_any_moment_costs_its_request_alone(
     if nbytes is not None:
         use_narrow_pipes(monkeypatch, nbytes)
     question = "What is 12 + 34?"
-    with QwQ.open(bf16_gguf, context=256, threads=1) as qwq, killed_if_it_hangs(qwq):
+    opened = QwQ.open(bf16_gguf, context=256, threads=1, parallel=n_parallel)
+    with opened as qwq, killed_if_it_hangs(qwq):
         engine = engine_of(qwq)
         pid, ids = engine.pid, engine.tokenize(question, parse_special=False)
 
@@ -196,7 +197,7 @@ def test_ctrl_c_at_any_moment_costs_its_request_alone(
         expected = reply()
         for task in (lambda: engine.tokenize("Another text.", parse_special=False), reply):
             n_moments = 0
-            while interrupted(task, n_moments, child, isolated):
+            while interrupted(task, n_moments, child, isolated, parallel):
                 assert engine.tokenize(question, parse_special=False) == ids
                 n_moments += 1
             assert n_moments > 30

@@ -98,6 +98,18 @@ def test_the_ids_are_those_of_the_plain_loop(engine: GgufEngine, sampling: Sampl
     assert reply(engine, ids, sampling) == expected
 
 
+def sizes_that_round_otherwise(engine: GgufEngine, ids: list[int]) -> set[int]:
+    """Those whose batches give no row the bits that it has when it is read alone."""
+
+    def rows(size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        engine.n_logits_rows = size
+        return np.concatenate(list(engine.logits(ids)))[: len(ids) // size * size]
+
+    single = rows(1)
+    alike = {size: (rows(size) == single[: len(ids) // size * size]) for size in SIZES}
+    return {size for size, equal in alike.items() if not equal.all(axis=1).any()}
+
+
 def test_batches_that_round_otherwise_are_not_read(bf16_gguf: Path) -> None:
     """Would catch speculation that changes replies: in BF16 a batch is another computation."""
     engine = GgufEngine(bf16_gguf, read_header(bf16_gguf), EngineSettings(2048, 1))
@@ -107,6 +119,7 @@ def test_batches_that_round_otherwise_are_not_read(bf16_gguf: Path) -> None:
     engine.speculator = speculator = eager(lambda: Oracle(ids + expected))
     drafts = Drafts()
     assert reply(engine, ids, GREEDY, 60, drafts) == expected
+    assert not set(speculator._sizes) & sizes_that_round_otherwise(engine, ids)
     if speculator._sizes:  # this processor computes the same bits
         assert drafts.n_accepted > 0
     else:
