@@ -17,7 +17,7 @@ from qwq_local.reply import Event
 from qwq_local.sampling import Sampling
 from qwq_local.session import SendOptions, Session
 from qwq_local.stream import Stream
-from qwq_local.terminal import Thought, note, plan_lines, print_reply
+from qwq_local.terminal import ProgressLine, Thought, note, plan_lines, print_reply
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -154,10 +154,12 @@ class Chat:
         return self._qwq.session(system=self._system, sampling=self._sampling, seed=self._seed)
 
     def _ask(self, question: str) -> None:
-        stream = self._session.send(question, **self._options)
+        line = ProgressLine("reading")
+        options: SendOptions = {**self._options, "on_progress": line}
+        stream = self._session.send(question, **options)
         try:
             with _listening(stream):
-                self._print(stream)
+                self._print(line.before(stream))
         except KeyboardInterrupt:
             stream.close()
             note("\nstopped")

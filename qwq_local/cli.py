@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -154,7 +155,7 @@ def ask(
 ) -> None:
     """Ask one question; the thought goes to stderr, the answer to stdout."""
     from qwq_local.reply import collect
-    from qwq_local.terminal import print_reply
+    from qwq_local.terminal import ProgressLine, print_reply
 
     text = _with_piped(prompt)
     settings: dict[str, Any] = {
@@ -175,7 +176,8 @@ def ask(
             presence_penalty=presence_penalty,
         )
         session = qwq.session(system=system, sampling=sampling, seed=seed)
-        events = session.send(text, max_tokens=max_tokens)
+        line = ProgressLine("reading")
+        events = line.before(session.send(text, max_tokens=max_tokens, on_progress=line))
         if as_json:
             typer.echo(_as_json(qwq, collect(events)))
         else:
@@ -341,13 +343,14 @@ def _open(
 ) -> "QwQ":
     from qwq_local.find import newest_model
     from qwq_local.model import QwQ
-    from qwq_local.terminal import note
+    from qwq_local.terminal import ProgressLine, note
 
     if verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("qwq_local").setLevel(logging.DEBUG)
     path = newest_model().path if model is None else model
-    qwq = QwQ.open(path, **settings)
+    with closing(ProgressLine("loading")) as line:
+        qwq = QwQ.open(path, on_progress=line, **settings)
     if not quiet and str(qwq.path) != str(Path(model or "")) and qwq.path != model:
         note(f"using {qwq.path}")
     return qwq

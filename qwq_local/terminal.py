@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Literal, TextIO
 
 import typer
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 Thought = Literal["dimmed", "folded", "hidden"]
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
-_LINE_S = 0.2  # between two updates of the line of a folded thought
+_LINE_S = 0.2  # between two updates of a line
+_PATIENCE_S = 1.0  # what is over sooner needs no progress shown
 
 
 def print_reply(
@@ -75,6 +77,39 @@ def plan_lines(memory: MemoryPlan) -> Iterator[str]:
             f"  {share.device.name}: weights {format_nbytes(share.weights_nbytes)}, kv_cache "
             f"{format_nbytes(share.kv_nbytes)}, compute {format_nbytes(share.compute_nbytes)}"
         )
+
+
+class ProgressLine:
+    """How far something is, on a line of the terminal that is gone at the end; else nothing.
+
+    It is told done and total, as an OnProgress.
+    """
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._next_s = time.monotonic() + _PATIENCE_S if sys.stderr.isatty() else math.inf
+        self._is_shown = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + _LINE_S
+        self._is_shown = True
+        line = f"\r\x1b[K{self._verb}: {100 * done // max(total, 1)} %"
+        typer.secho(line, dim=True, err=True, nl=False)
+
+    def before(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The events, each without the line."""
+        with closing(self):
+            for event in events:
+                self.close()
+                yield event
+
+    def close(self) -> None:
+        if self._is_shown:
+            typer.echo("\r\x1b[K", err=True, nl=False)
+            self._is_shown = False
 
 
 class ThoughtPrinter:

@@ -1,13 +1,18 @@
 """What a terminal gets to see."""
 
 import io
+import re
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
+from convert.errors import EngineError
 from qwq_local import Answer, Done, Notice, Reasoning, Timings, ToolCall, Usage
 from qwq_local.reply import Event
-from qwq_local.terminal import print_reply, split_blocks
+from qwq_local.terminal import ProgressLine, print_reply, split_blocks
 
 EVENTS: list[Event] = [
     Reasoning("Hm\x1b[2J"),
@@ -22,6 +27,11 @@ EVENTS: list[Event] = [
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def plain(err: io.StringIO) -> str:
+    """Without what makes it dim."""
+    return re.sub(r"\x1b\[\d+m", "", err.getvalue())
 
 
 def test_streams_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,3 +92,37 @@ def test_markdown_is_laid_out_for_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_only_whole_blocks_are_done(text: str, done: str) -> None:
     assert split_blocks(text) == (done, text[len(done) :])
+
+
+def test_progress_is_one_line_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a line for what is over at once, one in a file, and one that stays."""
+    now_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for err in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", err)
+        now_s = 0.0
+        with closing(ProgressLine("loading")) as line:
+            line(1, 8)
+            assert not err.getvalue()
+            for n_done in range(2, 8):
+                now_s += 0.6
+                line(n_done, 8)
+        shown = "".join(f"\r\x1b[Kloading: {n} %" for n in (37, 50, 62, 75, 87)) + "\r\x1b[K"
+        assert plain(err) == (shown if err.isatty() else "")
+
+
+def test_progress_goes_before_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a reply that is written behind the progress of its prompt."""
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr("qwq_local.terminal._PATIENCE_S", -1.0)
+    line = ProgressLine("reading")
+
+    def reply() -> Iterator[Event]:
+        line(1, 4)
+        yield Notice("kind", "watch out")
+        raise EngineError("it died")
+
+    with pytest.raises(EngineError):
+        print_reply(line.before(reply()), thought="dimmed", figures=False)
+    assert plain(err) == "\r\x1b[Kreading: 25 %\r\x1b[Kwatch out\n"
