@@ -62,9 +62,8 @@ def read_folder(path: Path) -> Folder:
         with Checkpoint.open(path) as checkpoint:
             model, tensors = checkpoint.model, checkpoint.tensors
     named = config.get("dtype", config.get("torch_dtype"))
-    if (
-        not isinstance(named, str) or named not in _ITEM_NBYTES
-    ):  # as transformers does, what the first weight is stored in
+    if not isinstance(named, str) or named not in _ITEM_NBYTES:
+        # as transformers does, what the first weight is stored in
         named = _TORCH_TYPES[tensors["model.embed_tokens.weight"].dtype]
     return Folder(path, model, tensors, is_gptq(config), named)
 
