@@ -30,7 +30,8 @@ class GptqHeaders:
 def read_gptq_headers(path: Path) -> GptqHeaders:
     """Check all of a GPTQ folder that can be checked without reading codes.
 
-    group_size -1 is a whole row. Raises CheckpointError naming the file or tensor that is wrong.
+    group_size -1 is a whole row. Where `dynamic` gives some linears bits and groups of their own,
+    these are told by the shapes. Raises CheckpointError naming the file or tensor that is wrong.
     """
     config_path = path / "config.json"
     config = read_json_object(config_path)
@@ -43,7 +44,10 @@ def read_gptq_headers(path: Path) -> GptqHeaders:
         if spec.name in tensors:
             _check_shape(tensors[spec.name], spec.shape)
         elif f"{base}.qweight" in tensors:
-            _check_linear(path, base, spec.shape, (bits, group_size), tensors)
+            sizes = bits, group_size
+            if quantization.get("dynamic"):
+                sizes = _own_sizes(base, spec.shape, tensors) or sizes
+            _check_linear(path, base, spec.shape, sizes, tensors)
         else:
             raise CheckpointError(
                 f"{path}: {spec.name} is missing, of shape {list(spec.shape)}, and so is "
@@ -93,6 +97,19 @@ def _check_shape(info: TensorInfo, shape: tuple[int, ...], dtypes: tuple[str, ..
             f"{info.path}: {info.name} is of dtype {info.dtype} and must be one of "
             f"{', '.join(dtypes)}; {_WHAT_TO_DO}"
         )
+
+
+def _own_sizes(
+    base: str, shape: tuple[int, ...], tensors: dict[str, TensorInfo]
+) -> tuple[int, int] | None:
+    """Bits and group size as the codes and scales of a linear have them, if they have any."""
+    n_in = shape[1]
+    n_words, *_ = tensors[f"{base}.qweight"].shape or (0,)
+    scales = tensors.get(f"{base}.scales")
+    n_groups, *_ = (scales.shape if scales is not None else ()) or (0,)
+    if not 1 <= n_groups <= n_in or n_words * 32 % n_in or n_words * 32 // n_in not in BITS:
+        return None
+    return n_words * 32 // n_in, -(-n_in // n_groups)
 
 
 def _check_linear(
