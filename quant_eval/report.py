@@ -1,7 +1,7 @@
 """Results for people: a table for the terminal, and one page that needs no network."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,9 @@ TASK_TITLES = {
     "tool_call": "tool\ncall",
     "tool_result": "tool\nresult",
     "second_turn": "second\nturn",
+    "mathematics/built-in": "mathe-\nmatics",
+    "code/built-in": "code",
+    "instructions/built-in": "instruc-\ntions",
 }
 
 
@@ -140,7 +143,7 @@ def results_table(report: Report) -> "Table":
     names = short_names([file.name for file in report.files])
     table.add_column("file", no_wrap=True, style="bold")
     columns = []
-    for title, cells in _columns(report).items():
+    for title, cells in _columns(report):
         if any(value for value, *_ in cells):  # what was measured of no file takes no room
             table.add_column(title, justify="right", no_wrap=True)
             columns.append(
@@ -151,26 +154,22 @@ def results_table(report: Report) -> "Table":
     return table
 
 
-def _columns(report: Report) -> dict[str, Sequence[tuple[str, ...]]]:
-    """Value, error and noise of each file, by the column's title."""
+def _columns(report: Report) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """A column's title, and value, error and noise of each file."""
     files = report.files
     floor = floor_of(report)
-    columns: dict[str, Sequence[tuple[str, ...]]] = {
-        "size\nMB": [("" if f.nbytes is None else f"{f.nbytes / 1e6:,.1f}", "") for f in files],
-        "bits per\nweight": [
-            ("" if f.bits_per_weight is None else f"{f.bits_per_weight:.2f}", "") for f in files
-        ],
-    }
+    sizes = ("" if file.nbytes is None else f"{file.nbytes / 1e6:,.1f}" for file in files)
+    bits = ("" if f.bits_per_weight is None else f"{f.bits_per_weight:.2f}" for f in files)
+    speeds = (f"{file.speed.median_tokens_per_s:.0f}" if file.speed else "" for file in files)
+    yield "size\nMB", [(size,) for size in sizes]
+    yield "bits per\nweight", [(n_bits,) for n_bits in bits]
     for column in AGAINST_REFERENCE:
         if column.narrow:
-            columns[column.narrow] = [number_cell(column, floor, file) for file in files]
+            yield column.narrow, [number_cell(column, floor, file) for file in files]
     for kind in kinds_of(files):
-        columns[_title(kind)] = [format_accuracy(file.accuracy.get(kind)) for file in files]
-    columns["all\ntasks"] = [format_accuracy(file.overall_accuracy) for file in files]
-    columns["tokens\n/s"] = [
-        (f"{file.speed.median_tokens_per_s:.0f}" if file.speed else "", "") for file in files
-    ]
-    return columns
+        yield _title(kind), [format_accuracy(file.accuracy.get(kind)) for file in files]
+    yield "all\ntasks", [format_accuracy(file.overall_accuracy) for file in files]
+    yield "tokens\n/s", [(speed,) for speed in speeds]
 
 
 def _title(kind: str) -> str:
@@ -178,7 +177,7 @@ def _title(kind: str) -> str:
     family, _, name = kind.partition("/")
     if family == "needle":
         return f"needle\n{name}"
-    return TASK_TITLES.get(kind) or name[:12] or kind
+    return TASK_TITLES.get(kind) or "\n".join(filter(None, (name[:12], name[12:24]))) or kind
 
 
 def _caption(report: Report) -> str:

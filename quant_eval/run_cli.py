@@ -9,6 +9,7 @@ import typer
 
 from convert.errors import QwqError, UsageError
 from quant_eval.options import (
+    UNLIMITED_S,
     AsJson,
     AtOnce,
     BaseUrl,
@@ -137,13 +138,9 @@ def evaluate(
 
     console, as_json = output
     settings = ask.settings
-    wanted = f"{settings.n_problems} problems of each kind" if settings.n_problems else "no tasks"
-    if ask.tasks or settings.needles:
-        wanted += f", {len(ask.tasks)} benchmarks, needles in {len(settings.needles)} lengths"
     console.print(
         f"measuring {len(paths) + len(servers)} models: at most {settings.n_tokens:,} reply "
-        f"tokens, {wanted} within {settings.task_seconds:.0f} s a model; what is known already is "
-        "not measured again",
+        f"tokens, {_tasks_in_words(ask)}; what is known already is not measured again",
         soft_wrap=True,
     )
     measured: list[Measured] = []
@@ -187,3 +184,15 @@ def evaluate(
         for failure in failures[1:]:
             console.print(f"not measured: {failure}", soft_wrap=True)
         raise failures[0]
+
+
+def _tasks_in_words(ask: "Ask") -> str:
+    settings = ask.settings
+    parts = [f"{settings.n_problems} problems of each kind"] if settings.n_problems else []
+    parts += map(str, ask.tasks)
+    parts += [f"numbers hidden in {n:,} tokens" for n in settings.needles]
+    if not parts:
+        return "no tasks"
+    if settings.task_seconds >= UNLIMITED_S:
+        return ", ".join(parts)
+    return f"{', '.join(parts)} within {settings.task_seconds:.0f} s a model"

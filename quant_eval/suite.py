@@ -15,6 +15,7 @@ from convert.calibration import (
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
+from quant_eval.benchmarks.generated import GENERATED, generated_problems
 from quant_eval.benchmarks.loading import load_problems
 from quant_eval.benchmarks.needles import needle_problems
 from quant_eval.manifest import digest
@@ -111,26 +112,34 @@ def read_evaluation_text(
 
 def choose_problems(
     settings: EvaluationSettings,
-    files: Sequence[Path] = (),
+    benchmarks: Sequence[Path] = (),
     count: Callable[[str], int] = rough_count,
 ) -> tuple[Problem, ...]:
     """The tasks' problems, the kinds taking turns, so that a slow engine meets all kinds.
 
-    files: benchmarks. count: tokens of a text, for needles. Raises QwqError for what is no
-    benchmark.
+    benchmarks: files, folders, or names in GENERATED. count: tokens of a text, for needles. Raises
+    QwqError for what is no benchmark.
     """
     sets: list[Sequence[Problem]] = [
         held_out(kind, settings.n_problems, settings.seed) for kind in TASKS
     ]
-    sets += [_drawn(load_problems(file), settings) for file in files]
+    sets += [_benchmark(name, settings) for name in benchmarks]
     sets += [needle_problems(n, count=count, seed=settings.seed) for n in settings.needles]
     turns = zip_longest(*sets)
     return tuple(problem for turn in turns for problem in turn if problem is not None)
 
 
-def _drawn(problems: list[Problem], settings: EvaluationSettings) -> list[Problem]:
-    """As many as are wanted, drawn by the seed, in the file's order."""
+def _benchmark(name: Path, settings: EvaluationSettings) -> list[Problem]:
+    """As many problems as are wanted: made, or drawn by the seed in the file's order."""
     n = settings.n_task_problems
+    if str(name) in GENERATED:
+        return generated_problems(str(name), n=n, seed=settings.seed)
+    if not name.exists():
+        raise QwqError(
+            f"{name}: no such file or folder; check the path, or choose one that is built in: "
+            f"{', '.join(GENERATED)}"
+        )
+    problems = load_problems(name)
     if n is None or n >= len(problems):
         return problems
     chosen = random.Random(settings.seed).sample(range(len(problems)), n)

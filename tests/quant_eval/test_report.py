@@ -1,6 +1,7 @@
 """Results to JSON and back, the terminal's table, and the page: whole, escaped, offline."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from io import StringIO
@@ -299,6 +300,34 @@ def test_columns_are_what_their_titles_say() -> None:
         "RMS of\nchange": "4.00",
         "top-1\nagreement %": "90.00",
     }
+
+
+def test_benchmarks_of_like_names_have_columns_of_their_own() -> None:
+    """Catches a benchmark that hides another's share, and a limit of years on the page."""
+    shares = {
+        "mathematics/built-in": Accuracy(20, 1, 0),
+        "code/built-in": Accuracy(20, 3, 0),
+        "code/livecodebench_v5": Accuracy(20, 5, 0),
+        "code/livecodebench_v6": Accuracy(20, 7, 0),
+        "mathematics/aime": Accuracy(20, 9, 0),
+        "choice/aime": Accuracy(20, 11, 0),
+    }
+    table = results_table(replace(REPORT, files=(replace(REPORT.files[0], accuracy=shares),)))
+    cells = {str(one.header): next(iter(one.cells)).split("\n")[0] for one in table.columns}  # type: ignore[union-attr]
+    assert cells["mathe-\nmatics"] == "5"
+    assert cells["code"] == "15"
+    assert cells["livecodebenc\nh_v5"] == "25"
+    assert cells["livecodebenc\nh_v6"] == "35"
+    titles = [str(one.header) for one in table.columns]
+    assert titles.count("aime") == 2
+
+
+def test_no_limit_of_time_is_no_number(tmp_path: Path) -> None:
+    """Catches a page that says a billion seconds."""
+    for seconds, said in ((45.0, True), (1e9, False), (math.inf, False)):
+        settings = replace(REPORT.settings, task_seconds=seconds)
+        write_html(tmp_path / "report.html", replace(REPORT, settings=settings))
+        assert ("none begun" in (tmp_path / "report.html").read_text()) is said
 
 
 def test_the_page_shows_parts_of_the_reply(tmp_path: Path) -> None:
