@@ -1,7 +1,7 @@
 """What files were like when they were found good: enough to pair a later file with each of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from convert.metadata_parity import metadata_differences
 from convert.provenance import RECIPE
 from convert.verify import verify_model
 from quant_eval.measurement import Measured
-from quant_eval.metrics import is_metric, samples_of, tails_of
+from quant_eval.metrics import is_metric, noise_of, samples_of, tails_of
 from quant_eval.paired import MIN_CLUSTERS, Sample
 from quant_eval.results import EvaluationSettings, Report, to_json, write_json
 
@@ -28,7 +28,8 @@ class Entry:
     recipe: what it was made by, "" where the file does not say. samples, tails: see metrics; what
     has fewer clusters than MIN_CLUSTERS is left out.
     differences: keys that differ from the checkpoint's, accepted with the file. weights: RMS error
-    of each tensor over its RMS weight; None for a folder.
+    of each tensor over its RMS weight; None for a folder. floor: the 16-bit file's mean of each
+    metric against the reference, by this entry's tails: the noise of the path itself.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Entry:
     samples: Mapping[str, Sample]
     differences: tuple[str, ...] | None
     weights: Mapping[str, float] | None
+    floor: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,17 @@ class Baseline:
     entries: tuple[Entry, ...]
 
 
-def make_entry(measured: Measured, checkpoint: Checkpoint, *, threads: int | None) -> Entry:
-    """The entry of a file that was measured; raises GgufError where its tensors are damaged."""
+def make_entry(
+    measured: Measured,
+    checkpoint: Checkpoint,
+    *,
+    threads: int | None,
+    floor: Measured | None = None,
+) -> Entry:
+    """The entry of a file that was measured; raises GgufError where its tensors are damaged.
+
+    floor: the 16-bit file, whose numbers are kept with those of any other file.
+    """
     tails = tails_of(measured)
     path = measured.path
     assert path is not None
@@ -77,6 +88,7 @@ def make_entry(measured: Measured, checkpoint: Checkpoint, *, threads: int | Non
         weights={one.tensor.name: one.error.relative for one in checks if one.error is not None}
         if is_gguf
         else None,
+        floor={} if floor is None or floor.sha256 == measured.sha256 else noise_of(floor, tails),
     )
 
 
@@ -146,6 +158,7 @@ def _entry_to_json(entry: Entry) -> dict[str, Any]:
         "recipe": entry.recipe,
         "tails": {name: float(f"{value:.6g}") for name, value in entry.tails.items()},
         "samples": {name: _sample_to_json(sample) for name, sample in entry.samples.items()},
+        "floor": {name: float(f"{value:.6g}") for name, value in entry.floor.items()},
     }
     if entry.differences is not None:
         data["differences"] = list(entry.differences)
@@ -174,6 +187,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> Entry:
         else dict(
             zip(weights["tensors"].split(), map(float, weights["errors"].split()), strict=True)
         ),
+        floor={name: float(value) for name, value in data.get("floor", {}).items()},
     )
 
 

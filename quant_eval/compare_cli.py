@@ -4,9 +4,8 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,6 +16,7 @@ from quant_eval.options import (
     BaseUrl,
     FileReference,
     Files,
+    Floor,
     MaxTokens,
     Needles,
     Out,
@@ -37,8 +37,6 @@ from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout
 
 if TYPE_CHECKING:
     from quant_eval.measurement import Measured
-    from quant_eval.metrics import Metric
-    from quant_eval.paired import Sample
 
 CONFIDENCE = 0.95
 
@@ -47,14 +45,7 @@ def compare(
     files: Files = None,
     *,
     reference: FileReference = None,
-    floor: Annotated[
-        Path | None,
-        typer.Option(
-            help="The checkpoint's 16-bit file, whose numbers are the noise of the path itself "
-            "(default: the one of the two that is one).",
-            show_default=False,
-        ),
-    ] = None,
+    floor: Floor = None,
     base_url: BaseUrl = None,
     at_once: AtOnce = 8,
     states: States = None,
@@ -83,6 +74,7 @@ def compare(
     from quant_eval import pipeline
     from quant_eval.manifest import Manifest
     from quant_eval.measurement import find_floor
+    from quant_eval.sizes import check_unquantized
     from qwq_local.hub import resolve_model
 
     hush_libraries()
@@ -95,7 +87,7 @@ def compare(
     if floor is not None and servers:
         raise UsageError(f"--floor {floor}: is for numbers that a server does not show; leave it")
     if floor is not None:
-        _check_unquantized(floor)
+        check_unquantized(floor)
     if paths and reference is None:
         raise UsageError("compare: files need the checkpoint they were made from; give --reference")
     with ExitStack() as stack:
@@ -125,14 +117,11 @@ def compare(
                 checkpoint, paths, Manifest(out), ask, threads=n_threads, on_progress=on_progress
             )
             if floor is not None and not failures:
-                only_text = replace(
-                    ask, settings=replace(settings, n_problems=0, needles=()), tasks=()
-                )
                 noise, failures = pipeline.measure(
                     checkpoint,
                     [floor],
                     Manifest(out),
-                    only_text,
+                    pipeline.text_alone(ask),
                     threads=n_threads,
                     on_progress=on_progress,
                 )
@@ -157,21 +146,6 @@ def compare(
         _print_differences(rows, first.name, second.name)
 
 
-def _check_unquantized(path: Path) -> None:
-    """Raise UsageError where a file's weights are quantized."""
-    from quant_eval.results import UNQUANTIZED_BITS
-    from quant_eval.sizes import model_size
-
-    if not path.exists():
-        raise QwqError(f"{path}: no such file or folder; check the path")
-    bits = model_size(path).bits_per_weight
-    if bits < UNQUANTIZED_BITS:
-        raise UsageError(
-            f"--floor {path}: has {bits:.2f} bits per weight and the noise of the path shows where "
-            f"there are {UNQUANTIZED_BITS}; give the BF16 file"
-        )
-
-
 def differences(
     first: "Measured", second: "Measured", floor: "Measured | None" = None
 ) -> list[dict[str, Any]]:
@@ -179,12 +153,12 @@ def differences(
 
     floor: the 16-bit file; what is held against the reference has its number as "floor".
     """
-    from quant_eval.metrics import metrics_among, samples_of, tails_of
+    from quant_eval.metrics import metrics_among, noise_of, samples_of, tails_of
     from quant_eval.paired import paired_difference
 
     tails = tails_of(first)
     before, after = samples_of(first, tails), samples_of(second, tails)
-    noise = {} if floor is None else samples_of(floor, tails)
+    noise = {} if floor is None else noise_of(floor, tails)
     rows: list[dict[str, Any]] = []
     for name, metric in metrics_among(before.keys() & after.keys()).items():
         difference = paired_difference(before[name], after[name], of_shares=metric.of_replies)
@@ -204,16 +178,10 @@ def differences(
                 "high": high if math.isfinite(high) else None,
                 "n": difference.n,
                 "verdict": "worse" if worse else "better" if better else "",
-                **_floor(metric, noise.get(name)),
+                **({"floor": noise[name]} if name in noise else {}),
             }
         )
     return rows
-
-
-def _floor(metric: "Metric", sample: "Sample | None") -> dict[str, float]:
-    """The 16-bit file's number where it is the noise of one: tasks have none."""
-    mean = sample.mean if sample is not None and metric.against_reference else None
-    return {} if mean is None else {"floor": mean.value}
 
 
 def _print_differences(rows: Sequence[dict[str, Any]], first: str, second: str) -> None:

@@ -65,8 +65,9 @@ def judge_samples(
     found: Mapping[str, Sample],
     *,
     alarm_rate: float = ALARM_RATE,
+    floor: Mapping[str, float] | None = None,
 ) -> Iterator[Check]:
-    """Every quantity of the baseline, paired with the file's."""
+    """Every quantity of the baseline, paired with the file's; floor: the noise of some of them."""
     metrics = metrics_among(baseline)
     for name, metric in metrics.items():
         before = baseline[name].mean
@@ -90,11 +91,18 @@ def judge_samples(
             metric.title,
             "regressed" if regressed else "passed",
             f"was {before.value:.4g} and changed by {difference.value:+.3g}; it is worse by "
-            f"{worse - reach:.2g} to {worse + reach:.2g} (n = {n})",
+            f"{worse - reach:.2g} to {worse + reach:.2g} (n = {n}{_noise(name, floor)})",
         )
 
 
-def judge_limit(limit: Limit, found: Mapping[str, Sample]) -> Iterator[Check]:
+def _noise(name: str, floor: Mapping[str, float] | None) -> str:
+    """Behind a number against the reference: what the path itself has of it."""
+    return f"; noise of the path {floor[name]:.4g}" if floor and name in floor else ""
+
+
+def judge_limit(
+    limit: Limit, found: Mapping[str, Sample], *, floor: Mapping[str, float] | None = None
+) -> Iterator[Check]:
     """Mean KL and top-1 agreement against fixed numbers, on their bounds too."""
     allowed = {"kl": limit.kl_nats, "top1": limit.top1}
     for name, number in allowed.items():
@@ -110,7 +118,8 @@ def judge_limit(limit: Limit, found: Mapping[str, Sample]) -> Iterator[Check]:
         reach = t_quantile(1 - ALARM_RATE / len(allowed), n - 1) * mean.standard_error
         excess = number - mean.value if metric.more_is_better else mean.value - number
         verdict: Verdict = "regressed" if excess - reach > 0 else "passed"
-        yield Check(title, verdict, f"is {mean.value:.4g} +- {reach:.2g} and may be {number:g}")
+        words = f"is {mean.value:.4g} +- {reach:.2g} and may be {number:g}{_noise(name, floor)}"
+        yield Check(title, verdict, words)
 
 
 def judge_differences(accepted: Sequence[str], found: Sequence[str]) -> Check:
@@ -151,7 +160,8 @@ def gate_file(
     Weights and metadata are read unless the file is the baseline's, byte for byte.
     """
     found = samples_of(measured, entry.tails)
-    checks = list(judge_samples(entry.samples, {k: shortened(one) for k, one in found.items()}))
+    kept = {name: shortened(one) for name, one in found.items()}
+    checks = list(judge_samples(entry.samples, kept, floor=entry.floor))
     if measured.sha256 == entry.sha256:
         return [*checks, Check("file", "passed", "is the baseline's, byte for byte")]
     if entry.weights is None or entry.differences is None:

@@ -92,6 +92,20 @@ def samples_of(measured: Measured, tails: Mapping[str, float]) -> dict[str, Samp
     return samples
 
 
+def noise_of(floor: Measured, tails: Mapping[str, float]) -> dict[str, float]:
+    """What the 16-bit file has of each metric against the reference: the noise of the path itself.
+
+    tails: of the model whose numbers it stands beside.
+    """
+    samples = samples_of(floor, tails)
+    means = {name: samples[name].mean for name in METRICS.keys() & samples.keys()}
+    return {
+        name: mean.value
+        for name, mean in sorted(means.items())
+        if mean is not None and METRICS[name].against_reference
+    }
+
+
 def _all_samples(measured: Measured, tails: Mapping[str, float]) -> Iterator[tuple[str, Sample]]:
     scores = measured.scores
     per_token: dict[str, dict[str, NDArray[Any]]] = {

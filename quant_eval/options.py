@@ -101,8 +101,9 @@ TaskFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--task",
-        help="Benchmark to ask too, again for more: AIME, MATH, GSM8K, GPQA, LiveCodeBench or "
-        "IFEval as JSONL, JSON, CSV or Parquet, or a folder of such files.",
+        help="Benchmark to ask too, again for more: mathematics, code or instructions, which are "
+        "built in, or AIME, MATH, GSM8K, GPQA, LiveCodeBench or IFEval as JSONL, JSON, CSV or "
+        "Parquet, or a folder of such files.",
         rich_help_panel=_EVALUATION,
         show_default=False,
     ),
@@ -111,7 +112,8 @@ TaskProblems = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Problems of each --task, drawn by the seed (default: all).",
+        help="Problems of each --task, drawn by the seed (default: all of a file; 24 that are "
+        "built in).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -133,6 +135,14 @@ FileReference = Annotated[
     typer.Option(
         "--reference",
         help="The checkpoint that the files were made from: folder or repository.",
+        show_default=False,
+    ),
+]
+Floor = Annotated[
+    Path | None,
+    typer.Option(
+        help="The checkpoint's 16-bit file, whose numbers are the noise of the path itself "
+        "(default: the one among the files).",
         show_default=False,
     ),
 ]

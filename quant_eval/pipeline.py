@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,6 +227,11 @@ class Ask:
     text: Path | None = None
     states: Path | None = None
     tasks: tuple[Path, ...] = ()
+
+
+def text_alone(ask: Ask) -> Ask:
+    """The same without a task: what is asked of the file whose numbers are the path's noise."""
+    return replace(ask, settings=replace(ask.settings, n_problems=0, needles=()), tasks=())
 
 
 @dataclass(frozen=True, slots=True)

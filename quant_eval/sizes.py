@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import parse_json_object, read_json_object
-from convert.errors import CheckpointError, QwqError
+from convert.errors import CheckpointError, QwqError, UsageError
 from convert.gguf_header import read_header
+from quant_eval.results import UNQUANTIZED_BITS
 
 MAX_HEADER_NBYTES = 100_000_000  # the limit of the safetensors format itself
 SIDE_TENSORS = (".qzeros", ".scales", ".g_idx")  # of GPTQ: they describe weights and are none
@@ -52,6 +53,18 @@ def model_size(path: Path) -> ModelSize:
     if not size.n_weights:
         raise QwqError(f"{path}: holds no weights; give a GGUF file or a folder with *.safetensors")
     return size
+
+
+def check_unquantized(path: Path) -> None:
+    """Raise QwqError where there is no model, UsageError where its weights are quantized."""
+    if not path.exists():
+        raise QwqError(f"{path}: no such file or folder; check the path")
+    bits = model_size(path).bits_per_weight
+    if bits < UNQUANTIZED_BITS:
+        raise UsageError(
+            f"--floor {path}: has {bits:.2f} bits per weight and the noise of the path shows where "
+            f"there are {UNQUANTIZED_BITS}; give the BF16 file"
+        )
 
 
 def _folder_tensors(folder: Path) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ from convert.files import refuse_existing
 from quant_eval.options import (
     UNLIMITED_S,
     AsJson,
+    Floor,
     MaxTokens,
     Needles,
     Out,
@@ -105,7 +106,8 @@ def gate(
         if entry is not None:
             checks += rules.gate_file(measured, entry, checkpoint, threads=threads)
     if limit is not None:
-        checks += rules.judge_limit(limit, samples_of(measured, {}))
+        noise = entry.floor if entry is not None else {}
+        checks += rules.judge_limit(limit, samples_of(measured, {}), floor=noise)
     failed = [check for check in checks if check.verdict != "passed"]
     if as_json:
         document = {
@@ -123,6 +125,12 @@ def gate(
         raise RegressionError(
             f"{file}: not passed: {names}; `qwq eval compare` shows it beside another file"
         )
+    if entry is not None and not entry.floor:
+        typer.echo(
+            "the noise of the path itself is not known; make the baseline with the 16-bit file as "
+            "--floor",
+            err=True,
+        )
     typer.echo(
         f"passed; a file that is no worse fails in at most {rules.ALARM_RATE:.0%} of gates",
         err=True,
@@ -133,6 +141,7 @@ def baseline(
     files: Annotated[list[Path], typer.Argument(help="GGUF files and GPTQ folders found good.")],
     *,
     reference: ReferenceOption,
+    floor: Floor = None,
     save: Annotated[Path, typer.Option(help="The baseline's own file.")] = Path("baseline.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an older one.")] = False,
     states: States = None,
@@ -149,12 +158,20 @@ def baseline(
     max_tokens: MaxTokens = None,
     seed: Seed = None,
 ) -> None:
-    """Measure files and keep what `qwq eval gate` holds later ones against."""
+    """Measure files and keep what `qwq eval gate` holds later ones against.
+
+    With --floor, or a 16-bit file among them, the gate shows the noise of the path itself beside
+    each number against the reference.
+    """
     from quant_eval.baseline import make_entry, save_baseline
     from quant_eval.manifest import Manifest
-    from quant_eval.pipeline import Ask, make_report
+    from quant_eval.measurement import find_floor
+    from quant_eval.pipeline import Ask, make_report, text_alone
+    from quant_eval.sizes import check_unquantized
 
     refuse_existing(save, force=force)
+    if floor is not None:
+        check_unquantized(floor)
     console = stderr_console(quiet=quiet)
     with _opened(reference) as (checkpoint, n_threads):
         settings = settings_for(
@@ -171,7 +188,12 @@ def baseline(
         )
         ask = Ask(settings, text, states, tuple(tasks or ()))
         measured = _measured(checkpoint, files, out, ask, threads or n_threads, console)
-        entries = [make_entry(one, checkpoint, threads=threads) for one in measured]
+        noise: list[Measured] = []
+        if floor is not None:
+            only_text = text_alone(ask)
+            noise = _measured(checkpoint, [floor], out, only_text, threads or n_threads, console)
+        exact = find_floor([*noise, *measured])
+        entries = [make_entry(one, checkpoint, threads=threads, floor=exact) for one in measured]
         save_baseline(save, make_report(checkpoint, Manifest(out), ask, measured), entries)
     typer.echo(save)
 

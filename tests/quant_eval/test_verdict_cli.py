@@ -51,6 +51,8 @@ def test_from_a_baseline_to_a_verdict(
     captured = capsys.readouterr()
     assert "passed      mean KL, nats: was" in captured.out
     assert "fails in at most 1% of gates" in captured.err
+    assert "the noise of the path itself is not known" in captured.err
+    assert "noise of the path" not in captured.out
 
     assert run(monkeypatch, "gate", bad, *common, "--baseline", saved, "--json") == 3
     captured = capsys.readouterr()
@@ -93,6 +95,26 @@ def test_from_a_baseline_to_a_verdict(
     assert row["floor"] == row["first"] == pytest.approx(noise)
     assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--floor", bad) == 2
     assert "bits per weight and the noise of the path shows" in capsys.readouterr().err
+
+    floored = tmp_path / "floored.json"
+    making = ("baseline", good, *common, *SMALL, "--save", floored)
+    assert run(monkeypatch, *making, "--floor", bad) == 2
+    assert "bits per weight and the noise of the path shows" in capsys.readouterr().err
+    assert run(monkeypatch, *making, "--floor", exact) == 0
+    assert run(monkeypatch, "gate", good, *common, "--baseline", floored, "--limits") == 0
+    captured = capsys.readouterr()
+    shown = [line for line in captured.out.splitlines() if "noise of the path" in line]
+    titles = {METRICS[name].title for name in rows if METRICS[name].against_reference}
+    assert {line.split(":")[0].split(maxsplit=1)[1] for line in shown} == titles | {
+        "limit of mean KL, nats",
+        "limit of top-1 agreement",
+    }
+    assert f"noise of the path {noise:.4g}" in shown[0]
+    assert "is not known" not in captured.err
+    assert (
+        json.loads(floored.read_text())["entries"][0]["samples"]
+        == json.loads(saved.read_text())["entries"][0]["samples"]
+    )
 
     assert run(monkeypatch, "layers", bad, *common, "--tokens", "60", "--json") == 0
     captured = capsys.readouterr()
