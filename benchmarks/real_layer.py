@@ -1,11 +1,12 @@
-"""What calibrating and GPTQ of QwQ-32B cost, from layers of its shapes with random weights.
+"""What calibration and all that uses it cost for QwQ-32B, from layers of its shapes.
 
-`make bench-layer` runs each command on a checkpoint of QwQ-32B's widths and few layers, as a whole
-process, and holds time and peak of memory against the estimate that the command itself prints
-before it works. The whole model's cost is then that estimate for it, at the measured speed. A
-narrower ffn (--intermediate-size) saves what three factorizations of 27,648 columns take on a few
-cores; operations are counted, so the whole model's figure holds all the same. One of them, which
-decides GPTQ's time and memory, is measured by itself, always of 27,648 columns (--only factor).
+`make bench-layer` runs each command on a checkpoint of QwQ-32B's widths, few layers and random
+weights, as a whole process, and holds time and peak of memory against the estimate that the
+command itself prints before it works. The whole model's cost is then that estimate for it, at the
+measured speed. A narrower ffn (--intermediate-size) saves what three factorizations of 27,648
+columns take on a few cores; operations are counted, so the whole model's figure holds all the
+same. One of them, which decides GPTQ's time and memory, is measured by itself, always of 27,648
+columns (--only factor).
 """
 
 import argparse
@@ -19,15 +20,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.one_pass import write_checkpoint
 from convert.checkpoint import Checkpoint
-from convert.estimate import FACTORING, Estimate, estimate_calibration, estimate_gptq
+from convert.estimate import (
+    FACTORING,
+    Estimate,
+    estimate_calibration,
+    estimate_gptq,
+    estimate_rounding,
+)
 from convert.gptq import OTHER_DAMPS, GptqSettings
 from convert.passages import HELD_OUT_EVERY
 from convert.qwen2 import Qwen2Config, parse_config
+from convert.rounding import DAMPS, N_SWEEPS
 from tests.processes import Cost, run_whole
 from tests.real_shapes import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "real-layer"
+CALIBRATION = WORK / "calibration"
+K_TYPES = ("Q4_K", "Q6_K")  # of Q4_K_M
 GB = 1e9
 FACTOR = """
 import sys, torch
@@ -40,13 +50,13 @@ factor_inverse(torch.eye(int(sys.argv[1])), 0.05)
 class Case:
     """A command, and what it is to cost by our own count, by model and tokens.
 
-    whole_tokens: for the whole of QwQ-32B.
+    estimate: None where nothing is counted. whole_tokens: for the whole of QwQ-32B.
     """
 
     name: str
     command: Callable[[int], list[str]]
-    estimate: Callable[[Qwen2Config, int], Estimate]
-    whole_tokens: int
+    estimate: Callable[[Qwen2Config, int], Estimate] | None = None
+    whole_tokens: int = 0
 
 
 def calibration_estimate(model: Qwen2Config, n: int, kind: str) -> Estimate:
@@ -86,19 +96,52 @@ CASES = (
         lambda model, n: estimate_gptq(model, GptqSettings(other_damps=OTHER_DAMPS), n),
         16_384,
     ),
+    Case(
+        "Q4_K_M, GPTQ rounding",
+        lambda _: [
+            *("convert", "gguf", "--type", "Q4_K_M"),
+            *("--calibration", str(CALIBRATION), "--rounding", "gptq"),
+        ],
+        lambda model, n: estimate_rounding(
+            model,
+            n_types=len(K_TYPES),
+            n_dampings=len(DAMPS),
+            n_sweeps=N_SWEEPS,
+            n_held_out=n // HELD_OUT_EVERY,
+        ),
+        16_384,
+    ),
+    Case(
+        "best recipe, nearest",
+        lambda _: [
+            *("convert", "gguf", "--fit", "3GiB", "--context", "4096"),
+            *("--calibration", str(CALIBRATION)),
+        ],
+    ),
 )
 
 
 def measure(case: Case, folder: Path, n_tokens: int) -> Cost:
     out = WORK / "out"
     shutil.rmtree(out, ignore_errors=True)
-    first, *rest = case.command(n_tokens)
+    cost = run(case.command(n_tokens), folder, out)
+    shutil.rmtree(out)
+    return cost
+
+
+def run(words: list[str], folder: Path, out: Path) -> Cost:
+    first, *rest = words
     verb = [first, rest.pop(0)] if first == "convert" else [first]
     program = "from qwq_local.cli import main; main()"
     command = [sys.executable, "-c", program, *verb, str(folder), "-o", str(out), *rest]
-    cost = run_whole([*command, "--device", "cpu", "-q"], log=WORK / "log.txt")
-    shutil.rmtree(out)
-    return cost
+    return run_whole([*command, "--device", "cpu", "-q"], log=WORK / "log.txt")
+
+
+def calibrate(folder: Path, n_tokens: int) -> None:
+    """What the last commands of CASES begin from: Hessians and sensitivities."""
+    n = str(n_tokens)
+    kept = ("--hessians", "--hessian-tokens", n, "--sensitivities", "--sensitivity-tokens", n)
+    run(["calibrate", "--tokens", n, *kept], folder, CALIBRATION)
 
 
 def measure_factor(n_in: int, nothing: Cost) -> None:
@@ -142,7 +185,16 @@ def main() -> None:
     for case in CASES:
         if case.name not in chosen:
             continue
+        if str(CALIBRATION) in case.command(0) and not CALIBRATION.exists():
+            calibrate(folder, arguments.tokens)
         cost = measure(case, folder, arguments.tokens)
+        if case.estimate is None:
+            print(
+                f"| {case.name} | {cost.wall_s:.0f} | {cost.cpu_s:.0f} "
+                f"| {cost.peak_nbytes / GB:.2f} | |",
+                flush=True,
+            )
+            continue
         counted = case.estimate(model, arguments.tokens)
         n_operations = counted.n_matrix + counted.n_elementwise
         rate = n_operations / cost.wall_s

@@ -78,19 +78,21 @@ LAYOUTS = {
 
 def read_codes(blocks: ByteArray, quant_type: QuantType) -> Codes:
     """The codes of blocks of one column range: (n_rows, block_nbytes) to (n_rows, block_size)."""
-    bits = np.unpackbits(blocks, axis=1, bitorder="little")[:, _positions(quant_type)]
-    weights = (1 << np.arange(LAYOUTS[quant_type].n_bits)).astype(np.uint8)
-    codes: Codes = (bits * weights).sum(axis=2, dtype=np.uint8)
+    codes = np.zeros((len(blocks), block_size(quant_type)), dtype=np.uint8)
+    for move in _moves(quant_type):
+        codes[:, move.columns] |= (blocks[:, move.places] >> move.shift & move.mask) << move.lowest
     return codes ^ np.uint8(LAYOUTS[quant_type].flipped)
 
 
 def replace_codes(blocks: ByteArray, codes: Codes, quant_type: QuantType) -> ByteArray:
     """The same blocks with other codes."""
-    layout = LAYOUTS[quant_type]
-    bits = np.unpackbits(blocks, axis=1, bitorder="little")
-    stored = codes ^ np.uint8(layout.flipped)
-    bits[:, _positions(quant_type)] = stored[:, :, None] >> np.arange(layout.n_bits) & 1
-    return np.packbits(bits, axis=1, bitorder="little")
+    stored = codes ^ np.uint8(LAYOUTS[quant_type].flipped)
+    replaced = blocks.copy()
+    for move in _moves(quant_type):
+        kept = replaced[:, move.places] & ~(move.mask << move.shift)
+        part = stored[:, move.columns] >> move.lowest & move.mask
+        replaced[:, move.places] = kept | part << move.shift
+    return replaced
 
 
 def code_values(blocks: ByteArray, codes: range, quant_type: QuantType) -> Float32Array:
@@ -107,14 +109,30 @@ def code_values(blocks: ByteArray, codes: range, quant_type: QuantType) -> Float
     return np.stack(values)
 
 
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """Bits of some columns' codes that lie at the same place of as many different bytes.
+
+    lowest: of the bits, in a code. shift: of the same bit, in a byte.
+    """
+
+    lowest: np.uint8
+    mask: np.uint8
+    shift: np.uint8
+    columns: npt.NDArray[np.intp]
+    places: npt.NDArray[np.intp]
+
+
 @cache
-def _positions(quant_type: QuantType) -> npt.NDArray[np.int64]:
-    """Every code bit's place among the block's bits, (block_size, n_bits)."""
-    table = []
-    for column in range(block_size(quant_type)):
-        row: list[int] = []
-        for field in LAYOUTS[quant_type].fields:
-            byte, bit = field.place(column)
-            row += range(8 * byte + bit, 8 * byte + bit + field.n_bits)
-        table.append(row)
-    return np.array(table, dtype=np.int64)
+def _moves(quant_type: QuantType) -> tuple[_Move, ...]:
+    """All bits of all codes of a block."""
+    moves = []
+    lowest = 0
+    for field in LAYOUTS[quant_type].fields:
+        places, shifts = np.array([field.place(k) for k in range(block_size(quant_type))]).T
+        mask = np.uint8((1 << field.n_bits) - 1)
+        for shift in np.unique(shifts):
+            (columns,) = np.nonzero(shifts == shift)
+            moves.append(_Move(np.uint8(lowest), mask, np.uint8(shift), columns, places[columns]))
+        lowest += field.n_bits
+    return tuple(moves)

@@ -14,7 +14,7 @@ PASSES = 2  # of each half layer: one for the Hessians, one with what is quantiz
 SENSITIVITY_PASSES = 4  # of each layer: forward; forward, back to its inputs and its weights
 FACTORING = 3.3  # matrices of a Hessian's size, itself included, while it is factored: measured
 GRID_COPIES = 5  # of a group's columns, while its scales are sought
-K_BLOCK = 256  # columns fixed before the lazy update of the rest
+OPERATIONS_PER_CODE = 900  # elementwise, for each weight, damping and sweep: measured
 OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
 
 
@@ -98,7 +98,7 @@ def estimate_rounding(
         n_matrix += n_dampings * n_in**3 + n_tries * n_out * n_in**2
         n_matrix += n_types * (1 + n_sweeps) * 2 * n_out * n_in**2
         n_matrix += (n_tries + 2 * n_types) * 2 * n_held_out * n_in * n_out
-        n_elementwise += (n_tries + n_types * n_sweeps) * n_out * n_in * K_BLOCK
+        n_elementwise += (n_tries + n_types * n_sweeps) * n_out * n_in * OPERATIONS_PER_CODE
     # The Hessian, its held-out inputs; a matrix with three copies.
     floats = max(
         n_in * (FACTORING * n_in + n_held_out) + (n_types + 3) * n_in * n_out

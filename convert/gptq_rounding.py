@@ -19,6 +19,8 @@ from convert.encode import ByteArray, Float32Array, QuantType, block_size, encod
 if TYPE_CHECKING:
     import torch
 
+AT_ONCE = 32  # columns of a block fixed before the others of it are brought up to date
+
 
 def round_matrix(
     weight: torch.Tensor,
@@ -49,7 +51,7 @@ def round_matrix(
         encoded[:, index * block_nbytes : (index + 1) * block_nbytes] = replace_codes(
             blocks, codes.T.contiguous().cpu().numpy(), quant_type
         )
-        columns[stop:] -= inv_chol[start:stop, stop:].T @ errors
+        columns[stop:].addmm_(inv_chol[start:stop, stop:].T, errors, alpha=-1)
     return encoded
 
 
@@ -95,7 +97,7 @@ def refine_codes(
             blocks[:, place] = replace_codes(
                 blocks[:, place], codes.T.contiguous().cpu().numpy(), quant_type
             )
-            pulls -= hessian[:, start:stop] @ changes
+            pulls.addmm_(hessian[:, start:stop], changes, alpha=-1)
             pulls[start:stop] -= added * changes
     return blocks
 
@@ -117,12 +119,16 @@ def _best_codes(
     nearest = _nearest_code(blocks, quant_type, wanted)
     codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
     changes = torch.empty_like(columns)
-    for column in range(len(columns)):
-        wanted[column] = columns[column] + pulls[column] / hessian[column, column]
-        code, value = nearest(column)
-        codes[column], changes[column] = code.to(torch.uint8), value - columns[column]
-        pulls -= hessian[:, column, None] * changes[column]
-        columns[column] = value
+    for start in range(0, len(columns), AT_ONCE):
+        stop = min(start + AT_ONCE, len(columns))
+        for column in range(start, stop):
+            wanted[column] = columns[column] + pulls[column] / hessian[column, column]
+            code, value = nearest(column)
+            codes[column], changes[column] = code.to(torch.uint8), value - columns[column]
+            columns[column] = value
+            coming = slice(column + 1, stop)
+            pulls[coming].addr_(hessian[coming, column], changes[column], alpha=-1)
+        pulls[stop:].addmm_(hessian[stop:, start:stop], changes[start:stop], alpha=-1)
     return codes, changes
 
 
@@ -138,11 +144,15 @@ def _fix_columns(
     nearest = _nearest_code(blocks, quant_type, columns)
     codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
     errors = torch.empty_like(columns)
-    for column in range(len(columns)):
-        code, rounded = nearest(column)
-        error = (columns[column] - rounded) / inv_chol[column, column]
-        columns[column:] -= inv_chol[column, column:, None] * error
-        codes[column], errors[column] = code.to(torch.uint8), error
+    for start in range(0, len(columns), AT_ONCE):
+        stop = min(start + AT_ONCE, len(columns))
+        for column in range(start, stop):
+            code, rounded = nearest(column)
+            errors[column] = (columns[column] - rounded) / inv_chol[column, column]
+            codes[column] = code.to(torch.uint8)
+            coming = slice(column + 1, stop)
+            columns[coming].addr_(inv_chol[column, coming], errors[column], alpha=-1)
+        columns[stop:].addmm_(inv_chol[start:stop, stop:].T, errors[start:stop], alpha=-1)
     return codes, errors
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from convert import gptq_rounding
 from convert.calibrate import Calibration, CalibrationSettings, calibrate, plan_calibration
 from convert.checkpoint import Checkpoint
 from convert.code_layout import LAYOUTS, code_values, read_codes, replace_codes
@@ -53,6 +54,23 @@ def test_blocks_equal_the_slow_ones(quant_type: QuantType) -> None:
     # A value that lies in the middle of two codes may fall to either side.
     decoded = [decode_rows(blocks, quant_type, 512) for blocks in (ours, twin)]
     assert (decoded[0] == decoded[1]).mean() > 0.99
+
+
+@pytest.mark.parametrize("n_at_once", [1, 7, 256])
+def test_columns_at_once_do_not_matter(n_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an error that is spread twice over some columns, or not at all."""
+    weight, hessian, _ = problem(6)
+    for quant_type in (QuantType.Q4_K, QuantType.Q6_K, QuantType.IQ4_XS):
+        found = []
+        for n in (gptq_rounding.AT_ONCE, n_at_once):
+            monkeypatch.setattr(gptq_rounding, "AT_ONCE", n)
+            blocks = rounded(weight, quant_type, hessian)
+            refined = refine_codes(
+                weight, blocks, quant_type, hessian=hessian, damp=0.1, n_sweeps=2
+            )
+            found.append([decode_rows(one, quant_type, 512) for one in (blocks, refined)])
+        for ours, other in zip(*found, strict=True):
+            assert (ours == other).mean() > 0.999
 
 
 @pytest.mark.parametrize("quant_type", TYPES)

@@ -1,4 +1,4 @@
-"""Solutions of the exercises in code.py, each under the statement that it answers there."""
+"""Solutions of the exercises in code.py, whose statements say what each does."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
