@@ -182,7 +182,8 @@ class _RemoteReply:
             yield from self._stop.feed(self._splitter.finish())
             yield from self._stop.finish()
             yield from self._whole_calls()
-        yield Done(self._finish_reason, self._counted(), self._timed(started, first, last))
+        timings = self._timed(started, first, last)
+        yield Done(self._finish_reason, self._counted(), timings, self._stop.found)
 
     def _take(self, choice: Mapping[str, Any]) -> Iterator[Event]:
         delta = choice.get("delta") or {}

@@ -91,12 +91,14 @@ class Done:
     """The end of a reply.
 
     finish_reason: "stop", "length" (of the context or of max_tokens), "tool_calls", "repetition"
-    (the answer went round in circles) or "cancelled".
+    (the answer went round in circles) or "cancelled". stop_text: of those that were asked for, the
+    one that ended the reply; "" where none did.
     """
 
     finish_reason: str
     usage: Usage
     timings: Timings
+    stop_text: str = ""
 
 
 Event = Reasoning | Answer | ToolCall | TokenLogprob | Notice | Done
@@ -114,6 +116,7 @@ class Reply:
     usage: Usage
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
+    stop_text: str = ""
 
 
 def collect(events: Iterable[Event]) -> Reply:
@@ -148,6 +151,7 @@ def collect(events: Iterable[Event]) -> Reply:
         done.usage,
         done.timings,
         tuple(logprobs),
+        done.stop_text,
     )
 
 
@@ -285,7 +289,12 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
-        self.stopped = False
+        self.found = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text, which is `found`, has ended the answer."""
+        return bool(self.found)
 
     def feed(self, events: Iterable[Event]) -> Iterator[Event]:
         """The events before a stop text, as early as they are certain."""
@@ -309,10 +318,10 @@ class StopFilter:
 
     def _feed_text(self, text: str) -> Iterator[Event]:
         text = self._held + text
-        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
-        self.stopped = bool(starts)
+        starts = {stop: start for stop in self._stops if (start := text.find(stop)) >= 0}
         if starts:
-            cut, self._held = min(starts), ""
+            self.found = min(starts, key=starts.__getitem__)
+            cut, self._held = starts[self.found], ""
         else:
             cut = len(text) - max(_overlap(text, stop) for stop in self._stops)
             self._held = text[cut:]

@@ -101,6 +101,7 @@ class _LocalReply:
                 self._drafts.n_drafted,
                 self._drafts.n_accepted,
             ),
+            self._stop.found,
         )
 
     def _prefill(self) -> bool:

@@ -203,7 +203,7 @@ def finish_reason_of(reason: str) -> FinishReason:
 
 def done_of(reply: Reply) -> Done:
     """The event that a whole reply ended with."""
-    return Done(reply.finish_reason, reply.usage, reply.timings)
+    return Done(reply.finish_reason, reply.usage, reply.timings, reply.stop_text)
 
 
 def usage_of(dones: Sequence[Done], n_choices: int) -> WireUsage:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwq_local import Answer, ContextError, Done, QwQ, Stream, Timings, Usage
+from qwq_local import Answer, ContextError, Done, QwQ, Stream, Timings, Usage, UsageError
 from qwq_local.engine import Engine, OnProgress
 from qwq_local.reply import Event, Reply, StopFilter, TokenLogprob
 from qwq_local.respond import logprob_of
@@ -28,9 +28,12 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What follows a text, after the text itself if echo. sampling: changes to the model's own."""
+    """What follows a text, after the text itself if echo. sampling: changes to the model's own.
 
-    prompt: str
+    prompt: the text, or its ids.
+    """
+
+    prompt: str | Sequence[int]
     sampling: Mapping[str, Any]
     seed: int | None
     max_tokens: int
@@ -41,9 +44,12 @@ class Continuation:
         return Stream(lambda control: self._events(qwq, on_progress, control))
 
     def _events(self, qwq: QwQ, on_progress: OnProgress, control: Control) -> Generator[Event]:
-        """Raises ContextError where the prompt leaves no room, QwqError where the engine fails."""
+        """Raises ContextError where the prompt leaves no room, QwqError where the engine fails.
+
+        UsageError for an id that the model does not have.
+        """
         engine, plan = qwq.engine, qwq.engine.rope_plan
-        ids = engine.tokenize(self.prompt, parse_special=True)
+        ids = self._ids(engine)
         n_free = plan.context_length - len(ids)
         room = min(self.max_tokens, n_free)
         if n_free < 1 or not ids:
@@ -102,6 +108,17 @@ class Continuation:
             Timings(n_cached, len(ids) - n_cached, first - started, len(times), last - first),
         )
 
+    def _ids(self, engine: Engine) -> list[int]:
+        if isinstance(self.prompt, str):
+            return engine.tokenize(self.prompt, parse_special=True)
+        highest = max(self.prompt)
+        if highest >= engine.vocab_size:
+            raise UsageError(
+                f"prompt: there is no id {highest}, for the model has {engine.vocab_size:,}; "
+                "choose those below"
+            )
+        return list(self.prompt)
+
     def _prompt_itself(self, engine: Engine, ids: list[int], rope: Yarn | None) -> Iterator[Event]:
         """With how likely each id was after those before it, where logprobs are asked for."""
         n_top = self.sampling["top_logprobs"]
@@ -112,13 +129,15 @@ class Continuation:
                 scored = score(token_id, row, n_top)
                 piece = engine.token_bytes(token_id)
                 yield logprob_of(engine, scored, piece, in_thought=False)
-        yield Answer(self.prompt)
+        if isinstance(self.prompt, str):
+            yield Answer(self.prompt)
+        else:
+            yield Answer(_text(b"".join(map(engine.token_bytes, ids))))
 
 
 def continuations_of(body: CompletionRequest) -> list[Continuation]:
     """One for each choice of each prompt. Raises ApiError, UsageError."""
     refuse({"suffix": body.suffix})
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     return [
         Continuation(
             prompt,
@@ -128,9 +147,21 @@ def continuations_of(body: CompletionRequest) -> list[Continuation]:
             stops_of(body),
             bool(body.echo),
         )
-        for prompt in prompts
+        for prompt in _prompts(body.prompt)
         for choice in range(body.n or 1)
     ]
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> Iterator[str | list[int]]:
+    """One or several, each a text or its ids."""
+    if isinstance(prompt, str):
+        yield prompt
+        return
+    ids = [part for part in prompt if isinstance(part, int)]
+    if ids:
+        yield ids
+    else:
+        yield from (part for part in prompt if not isinstance(part, int))
 
 
 def text_completion(heading: Heading, replies: Sequence[Reply], n_choices: int) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def message_of(heading: Heading, reply: Reply, *, with_thinking: bool) -> dict[s
     blocks = blocks_of(reply, with_reasoning=with_thinking)
     return _message(heading) | {
         "content": [_whole_block(block) for block in blocks],
-        "stop_reason": _STOP_REASONS[reply.finish_reason],
+        **_end(done_of(reply)),
         "usage": _usage(done_of(reply)),
     }
 
@@ -86,8 +86,7 @@ class MessagesWriter:
         lines = [self._line(change) for change in self._cutter.feed(event)]
         if isinstance(event, Done):
             lines += [self._line(change) for change in self._cutter.finish()]
-            delta = {"stop_reason": _STOP_REASONS[event.finish_reason], "stop_sequence": None}
-            lines.append(_sse("message_delta", delta=delta, usage=_usage(event)))
+            lines.append(_sse("message_delta", delta=_end(event), usage=_usage(event)))
         return "".join(lines)
 
     def end(self) -> str:
@@ -107,6 +106,13 @@ class MessagesWriter:
                 return _sse("content_block_delta", index=block.index, delta=_delta(block, text))
             case Closed():
                 return _sse("content_block_stop", index=block.index)
+
+
+def _end(done: Done) -> dict[str, str | None]:
+    """Why a message ended."""
+    if done.finish_reason == "stop" and done.stop_text:
+        return {"stop_reason": "stop_sequence", "stop_sequence": done.stop_text}
+    return {"stop_reason": _STOP_REASONS[done.finish_reason], "stop_sequence": None}
 
 
 def _chat_messages(role: str, content: Blocks, where: str) -> Iterator[dict[str, Any]]:

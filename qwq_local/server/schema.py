@@ -13,12 +13,14 @@ MOST_TOOLS = 256
 MOST_CHOICES = 8
 MOST_STOPS = 16
 MOST_BIASES = 1024
+MOST_IDS = 1 << 20
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Stop = StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None
 Count = Annotated[int, Field(ge=1)] | None
 Budget = Annotated[int, Field(ge=0)] | None
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST_IDS)]
 
 
 class Wire(BaseModel):
@@ -301,7 +303,12 @@ class ErrorBody(BaseModel):
 class CompletionRequest(Sampled):
     """Plain text to go on from, special tokens included; no template is laid around it."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES)]
+    )
     max_tokens: Budget = None  # 0 with echo: how likely a text is
     echo: bool | None = None
     suffix: str | None = None

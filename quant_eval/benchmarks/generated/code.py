@@ -210,7 +210,7 @@ EXERCISES = (
     ),
     Exercise(
         "Find the largest total weight, at most `most`, that can be made of `weights`, positive "
-        "integers, when each element of the list may be taken up to {0} times.",
+        "integers, when each element of the list may be taken up to {0} times, or not at all.",
         "heaviest(weights: list[int], most: int) -> int",
         solutions.fullest_load,
         lambda rng: (rng.randint(1, 5),),

@@ -67,6 +67,25 @@ def test_a_message_with_its_thought(server: Running, engine: FakeEngine) -> None
     assert prompt_of(engine).startswith("system\nBe brief.")
 
 
+@pytest.mark.parametrize("stops", [[" larger"], ["never", " is", " larger"]])
+def test_a_message_says_which_stop_text_ended_it(server: Running, stops: list[str]) -> None:
+    """Catches a client that goes on where it should not, since it takes the end for the model's."""
+    body: dict[str, Any] = {
+        "model": "any",
+        "max_tokens": 500,
+        "messages": QUESTION,
+        "stop_sequences": stops,
+    }
+    message = claude(server).create(**body)
+    ended = (message.stop_reason, message.stop_sequence, message.content[-1].text)
+    assert ended == ("stop_sequence", stops[-2:][0], "9.9 is larger.".partition(stops[-2:][0])[0])
+    with claude(server).stream(**body) as stream:
+        streamed = stream.get_final_message()
+    assert (streamed.stop_reason, streamed.stop_sequence) == ended[:2]
+    whole = claude(server).create(**body | {"stop_sequences": ["never"]})
+    assert (whole.stop_reason, whole.stop_sequence) == ("end_turn", None)
+
+
 def test_who_asks_for_no_thought_gets_none(server: Running) -> None:
     """Programs that read content[0].text would trip on it."""
     message = claude(server).create(model="any", max_tokens=500, messages=QUESTION)
@@ -200,6 +219,25 @@ def test_plain_text_is_gone_on_from(server: Running, engine: FakeEngine) -> None
     *chunks, last = completions.create(**body, stream=True, stream_options={"include_usage": True})
     assert "".join(chunk.choices[0].text for chunk in chunks) == reply.choices[0].text
     assert last.usage.prompt_tokens == 2
+
+
+def test_ids_are_gone_on_from(server: Running, engine: FakeEngine) -> None:
+    """Programs that tokenize themselves, as harnesses for evaluation do."""
+    completions = server.openai().completions
+    reply = completions.create(model="any", prompt=[257, ord("x")], max_tokens=3)
+    assert (engine.prompts[-1], reply.choices[0].text) == ([257, ord("x")], "9>1")
+    both = completions.create(model="any", prompt=[[ord("x")], [ord("y"), 257]], max_tokens=3)
+    assert engine.prompts[-2:] == [[ord("x")], [ord("y"), 257]]
+    assert (len(both.choices), both.usage.prompt_tokens) == (2, 3)
+    echoed = completions.create(model="any", prompt=[ord("é"), ord("x")], echo=True, max_tokens=3)
+    assert echoed.choices[0].text == "\ufffdx9>1"
+    bad: tuple[Any, ...] = ([258, 259], [-1], [[]], [], [["x"]], [1.5], [1, "x"])
+    for prompt in bad:
+        with pytest.raises(openai.BadRequestError) as caught:
+            completions.create(model="any", prompt=prompt)
+        assert str(caught.value.param).startswith("prompt"), prompt
+    with pytest.raises(openai.BadRequestError, match="there is no id 259, for the model has 259"):
+        completions.create(model="any", prompt=[258, 259], stream=True)
 
 
 def test_each_prompt_counts_once(server: Running) -> None:
