@@ -128,30 +128,48 @@ def number_cell(
     return value, error, "" if noise is None else f"({column.format(noise)[0]})"
 
 
-def results_table(report: Report) -> "Table":
-    """One row a file; under each number its standard error and the noise of the path itself."""
+def results_tables(report: Report, *, width: int) -> "list[Table]":
+    """One row a file; under each number its standard error and the noise of the path itself.
+
+    Columns that find no room in so many characters go to further tables, to be shown below.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=f"{report.model}: what each type costs",
-        caption=_caption(report),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-    )
     names = short_names([file.name for file in report.files])
-    table.add_column("file", no_wrap=True, style="bold")
-    columns = []
-    for title, cells in _columns(report):
-        if any(value for value, *_ in cells):  # what was measured of no file takes no room
+    tables = []
+    for columns in _side_by_side(report, width - 1 - _width(["file", *names])):
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("file", no_wrap=True, style="bold")
+        for title, _ in columns:
             table.add_column(title, justify="right", no_wrap=True)
-            columns.append(
-                ["\n[dim]".join((value, "\n".join(filter(None, rest)))) for value, *rest in cells]
-            )
-    for row in zip(names, *columns, strict=True):
-        table.add_row(*row)
-    return table
+        for row in zip(names, *(cells for _, cells in columns), strict=True):
+            table.add_row(*row)
+        tables.append(table)
+    tables[0].title = f"{report.model}: what each type costs"
+    return tables
+
+
+def _side_by_side(report: Report, width: int) -> list[list[tuple[str, list[str]]]]:
+    """Titles and cells of columns, in groups that the width has room for."""
+    groups: list[list[tuple[str, list[str]]]] = []
+    n_free = 0
+    for title, found in _columns(report):
+        if not any(value for value, *_ in found):  # what was measured of no file takes no room
+            continue
+        wide = _width([title, *(line for cell in found for line in cell)])
+        if wide > n_free or not groups:
+            groups.append([])
+            n_free = width
+        n_free -= wide
+        cells = ["\n[dim]".join((value, "\n".join(filter(None, rest)))) for value, *rest in found]
+        groups[-1].append((title, cells))
+    return groups
+
+
+def _width(texts: Sequence[str]) -> int:
+    """Characters that a column of these takes, with what stands between columns."""
+    return max(len(line) for text in texts for line in text.split("\n")) + 2
 
 
 def _columns(report: Report) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
@@ -180,7 +198,8 @@ def _title(kind: str) -> str:
     return TASK_TITLES.get(kind) or "\n".join(filter(None, (name[:12], name[12:24]))) or kind
 
 
-def _caption(report: Report) -> str:
+def caption_of(report: Report) -> str:
+    """What the numbers of the tables are, and of how much."""
     parts = []
     if any(file.divergence for file in report.files):
         parts.append("mean KL(bf16 reference || file) over reply tokens; ± one standard error")

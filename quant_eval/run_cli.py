@@ -133,7 +133,7 @@ def evaluate(
     others are written.
     """
     from quant_eval import pipeline
-    from quant_eval.report import results_table, write_html
+    from quant_eval.report import caption_of, results_tables, write_html
     from quant_eval.results import to_json, write_json
 
     console, as_json = output
@@ -176,7 +176,9 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(to_json(report), indent=2, sort_keys=True))
         else:
-            stdout_console().print(results_table(report))
+            stdout = stdout_console()
+            stdout.print(*results_tables(report, width=stdout.width))
+            stdout.print(caption_of(report), style="dim italic")
         console.print(
             f"report: {manifest.folder / 'report.html'} and report.json beside it", soft_wrap=True
         )

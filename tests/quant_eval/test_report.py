@@ -19,12 +19,13 @@ from quant_eval.layers import LayerError, LayerErrors
 from quant_eval.plot import kl_plot
 from quant_eval.report import (
     AGAINST_REFERENCE,
+    caption_of,
     format_accuracy,
     format_estimate,
     format_excess,
     format_percent,
     kinds_of,
-    results_table,
+    results_tables,
     summary_of,
     write_html,
 )
@@ -110,7 +111,8 @@ REPORT = Report(
 
 def text_of(report: Report, width: int = 140) -> str:
     console = Console(file=StringIO(), width=width)
-    console.print(results_table(report))
+    console.print(*results_tables(report, width=width))
+    console.print(caption_of(report))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -312,7 +314,8 @@ def test_benchmarks_of_like_names_have_columns_of_their_own() -> None:
         "mathematics/aime": Accuracy(20, 9, 0),
         "choice/aime": Accuracy(20, 11, 0),
     }
-    table = results_table(replace(REPORT, files=(replace(REPORT.files[0], accuracy=shares),)))
+    report = replace(REPORT, files=(replace(REPORT.files[0], accuracy=shares),))
+    (table,) = results_tables(report, width=1000)
     cells = {str(one.header): next(iter(one.cells)).split("\n")[0] for one in table.columns}  # type: ignore[union-attr]
     assert cells["mathe-\nmatics"] == "5"
     assert cells["code"] == "15"
@@ -320,6 +323,21 @@ def test_benchmarks_of_like_names_have_columns_of_their_own() -> None:
     assert cells["livecodebenc\nh_v6"] == "35"
     titles = [str(one.header) for one in table.columns]
     assert titles.count("aime") == 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 132, 200])
+def test_no_number_is_cut_where_the_terminal_is_narrow(width: int) -> None:
+    """Catches a column that ends in dots, one that is left out, and needless tables."""
+    text = text_of(REPORT, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    titles = [str(c.header) for t in results_tables(REPORT, width=width) for c in t.columns[1:]]
+    (whole,) = results_tables(REPORT, width=1000)
+    assert titles == [str(column.header) for column in whole.columns[1:]]
+    words = " ".join(text.split())
+    assert words.count("what each type costs") == words.count("one standard error") == 1
+    lengths = [len(one.columns) for one in results_tables(REPORT, width=width)]
+    assert (len(lengths) == 1) is (width >= 132), lengths
 
 
 def test_no_limit_of_time_is_no_number(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from quant_eval.manifest import Manifest
 from quant_eval.measurement import file_result, measure_server
 from quant_eval.nano import CHECKPOINT
 from quant_eval.pipeline import Ask, Server, make_report, measure_servers
-from quant_eval.report import results_table, summary_of, write_html
+from quant_eval.report import caption_of, summary_of, write_html
 from quant_eval.results import EvaluationSettings, Report
 from quant_eval.suite import Exam, choose_problems, longest_prompt, rough_count
 from qwq_local import QwQ
@@ -171,7 +171,7 @@ def test_ungraded_replies_are_neither_right_nor_wrong(tmp_path: Path) -> None:
     assert row.accuracy["instructions/ifeval"].n_ungraded == 1
     report = make_report(None, Manifest(tmp_path), Ask(settings), [measured])
     assert isinstance(report, Report)
-    assert "1 replies of instructions/ifeval" in str(results_table(report).caption)
+    assert "1 replies of instructions/ifeval" in caption_of(report)
     write_html(tmp_path / "report.html", report)
     assert "Not graded, for no rule is known" in (tmp_path / "report.html").read_text()
     assert "a server shows no KL" in summary_of(report)[0]
