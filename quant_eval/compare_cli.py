@@ -188,12 +188,11 @@ def _print_differences(rows: Sequence[dict[str, Any]], first: str, second: str) 
     from rich import box
     from rich.table import Table
 
-    caption = "paired by passage and problem, 95 % confidence intervals of the difference"
+    caption = "paired by passage and problem"
     if any("floor" in row for row in rows):
-        caption += "\nfloor: of the 16-bit file, the noise of the path itself"
+        caption += "\nin brackets: of the 16-bit file, the noise of the path itself"
     elif any(row["name"] == "kl" for row in rows):
         caption += "\nthe noise of the path itself is not known; give the BF16 file as --floor"
-    columns = ("first", "second", "floor", "difference", "low", "high")
     table = Table(
         title=f"{second} against {first}",
         caption=caption,
@@ -201,11 +200,18 @@ def _print_differences(rows: Sequence[dict[str, Any]], first: str, second: str) 
         padding=(0, 1, 0, 0),
     )
     table.add_column("")
-    for title in ("first", "second", "floor", "difference", "from", "to", "n"):
-        table.add_column(title, justify="right")
-    table.add_column("second is")
+    for title in ("first", "second", "differ-\nence", "95 %\ninterval", "n"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("second\nis")
     for row in rows:
-        numbers = (row.get(key) for key in columns)
-        cells = ("" if number is None else f"{number:.4g}" for number in numbers)
-        table.add_row(str(row["title"]), *cells, str(row["n"]), str(row["verdict"]))
+        low, high = row["low"], row["high"]
+        table.add_row(
+            row["title"],
+            f"{row['first']:.3g}" + (f"\n({row['floor']:.3g})" if "floor" in row else ""),
+            f"{row['second']:.3g}",
+            f"{row['difference']:.3g}",
+            "" if low is None or high is None else f"{low:.3g} to\n{high:.3g}",
+            str(row["n"]),
+            row["verdict"],
+        )
     stdout_console().print(table)

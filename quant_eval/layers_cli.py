@@ -87,7 +87,7 @@ def _table(name: str, errors: "LayerErrors") -> "Table":
         f"{errors.n_tokens:,} tokens of {errors.n_passages} conversations; output: of the logits, "
         "by the output matrix alone",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("layer", justify="right", no_wrap=True)
     for title in ("so far", "", "added", *(kind.removesuffix("_proj") for kind in KINDS)):
@@ -98,7 +98,7 @@ def _table(name: str, errors: "LayerErrors") -> "Table":
         kinds = (layer.by_kind[kind].value for kind in KINDS)
         table.add_row(
             str(index),
-            _percent(layer.so_far.value),
+            f"{100 * layer.so_far.value:.3g}",
             "" if spread is None else f"±{_percent(spread)}",
             *(_percent(value) for value in (layer.added.value, *kinds)),
         )
@@ -108,4 +108,5 @@ def _table(name: str, errors: "LayerErrors") -> "Table":
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g}"
+    """In two digits, so that a line has room on a terminal of 80 columns."""
+    return f"{100 * share:.2g}" if share < 1 else f"{100 * share:.0f}"

@@ -8,6 +8,7 @@ import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
+from quant_eval import terminal
 from quant_eval.compare_cli import differences
 from quant_eval.measurement import Measured
 from quant_eval.metrics import METRICS
@@ -96,6 +97,12 @@ def test_from_a_baseline_to_a_verdict(
     assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--floor", bad) == 2
     assert "bits per weight and the noise of the path shows" in capsys.readouterr().err
 
+    monkeypatch.setattr(terminal, "TABLE_WIDTH", 80)  # where no number may be cut
+    assert run(monkeypatch, "compare", good, bad, *common, *SMALL, "--floor", exact) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert f"({noise:.3g})" in out
+
     floored = tmp_path / "floored.json"
     making = ("baseline", good, *common, *SMALL, "--save", floored)
     assert run(monkeypatch, *making, "--floor", bad) == 2
@@ -124,6 +131,7 @@ def test_from_a_baseline_to_a_verdict(
     assert run(monkeypatch, "layers", bad, *common, "--tokens", "60") == 0
     captured = capsys.readouterr()
     assert "error by layer, layers" not in captured.err  # it was kept
+    assert "…" not in captured.out
     assert f"{100 * layer['so_far']['value']:.3g}" in captured.out
     assert run(monkeypatch, "run", good, bad, *common, *SMALL, "-q") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
