@@ -223,24 +223,29 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
     result, estimate = plan.result, plan.estimate()
     console.print(
         f"{result.path}: {result.n_tokens:,} tokens (set {result.calibration_sha256[:12]}) through "
-        f"{result.n_layers} layers on {device}"
+        f"{result.n_layers} layers on {device}",
+        soft_wrap=True,
     )
     if plan.settings.hessians:
         console.print(
-            f"Hessians of {result.n_fitted:,} tokens, judged by {result.n_held_out:,} held out"
+            f"Hessians of {result.n_fitted:,} tokens, judged by {result.n_held_out:,} held out",
+            soft_wrap=True,
         )
     if result.n_sampled:
         console.print(
-            f"sensitivities of all matrices, on {result.n_sampled:,} tokens, forward and back"
+            f"sensitivities of all matrices, on {result.n_sampled:,} tokens, forward and back",
+            soft_wrap=True,
         )
     console.print(
         f"disk: {format_nbytes(plan.disk_nbytes)} needed, "
-        f"{format_nbytes(free_space(result.path))} free"
+        f"{format_nbytes(free_space(result.path))} free",
+        soft_wrap=True,
     )
     duration = format_duration(estimated_seconds(estimate))
     console.print(
         f"memory: {format_nbytes(estimate.peak_nbytes)} beside torch's own"
-        + (f"; time: about {duration} on this machine as it is now" if device == "cpu" else "")
+        + (f"; time: about {duration} on this machine as it is now" if device == "cpu" else ""),
+        soft_wrap=True,
     )
 
 

@@ -220,7 +220,9 @@ def gguf_command(
         elapsed_s = time.monotonic() - start_s
     for line in () if rounder is None else rounder.report():
         console.print(line, soft_wrap=True)
-    console.print(f"{len(results)} written in {elapsed_s:.1f} s, {checkpoint} read once")
+    console.print(
+        f"{len(results)} written in {elapsed_s:.1f} s, {checkpoint} read once", soft_wrap=True
+    )
     if as_json:
         typer.echo(json.dumps(result_document(results, elapsed_s), indent=2))
     else:
@@ -301,7 +303,8 @@ def _show_rounding(console: "Console", rounder: "GptqRounding") -> None:
     estimate = rounder.estimate()
     console.print(
         f"GPTQ rounding: about {format_duration(estimated_seconds(estimate))} on this machine's "
-        f"processor as it is now, {format_nbytes(estimate.peak_nbytes)} of memory"
+        f"processor as it is now, {format_nbytes(estimate.peak_nbytes)} of memory",
+        soft_wrap=True,
     )
 
 

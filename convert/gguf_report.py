@@ -35,7 +35,10 @@ def show_plans(
             console.print(table)
         for tensor in plan.tensors:
             if tensor.note:
-                console.print(f"{tensor.gguf_name}: {tensor.quant_type.name}, since {tensor.note}")
+                console.print(
+                    f"{tensor.gguf_name}: {tensor.quant_type.name}, since {tensor.note}",
+                    soft_wrap=True,
+                )
     table = Table("type", "size", "bits per weight", "tensors", "file", box=None)
     for column in table.columns:
         column.overflow = "fold"
@@ -49,7 +52,9 @@ def show_plans(
     console.print(table)
     for plan in plans:
         if load_journal(journal_path(plan.path)) is not None:
-            console.print(f"{plan.path}: unfinished work is there and will be continued")
+            console.print(
+                f"{plan.path}: unfinished work is there and will be continued", soft_wrap=True
+            )
 
 
 def show_estimate(console: "Console", estimate: Estimate) -> None:

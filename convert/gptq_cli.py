@@ -131,19 +131,24 @@ def gptq_command(
     if n_fitted < n_columns:
         console.print(
             f"fitted to {n_fitted:,} tokens for up to {n_columns:,} columns of a linear: fewer "
-            "tokens than columns overfit; more --tokens would help"
+            "tokens than columns overfit; more --tokens would help",
+            soft_wrap=True,
         )
     dampings = Counter(result.damp.values())
     console.print(
         f"damping, chosen on {result.n_held_out:,} held-out tokens: "
-        + ", ".join(f"{damp:g} for {n}" for damp, n in sorted(dampings.items()))
+        + ", ".join(f"{damp:g} for {n}" for damp, n in sorted(dampings.items())),
+        soft_wrap=True,
     )
     for linear, damp in result.raised_damp.items():
-        console.print(f"{linear}: its Hessian needed damping {damp:g}; more tokens may help")
+        console.print(
+            f"{linear}: its Hessian needed damping {damp:g}; more tokens may help", soft_wrap=True
+        )
     console.print(
         f"{plan.n_quantized} linears in {elapsed_s:.1f} s, fitted to {n_fitted:,} tokens, "
         f"{n_fitted / n_columns:.1f} for each of up to {n_columns:,} columns "
-        f"(set {result.calibration_sha256[:12]})"
+        f"(set {result.calibration_sha256[:12]})",
+        soft_wrap=True,
     )
     typer.echo(
         json.dumps(_result_document(result, elapsed_s), indent=2) if as_json else result.path
@@ -173,12 +178,14 @@ def _show_plan(
     n_linears, n_layers = plan.n_quantized, checkpoint.model.n_layers
     console.print(
         f"{target}: {format_nbytes(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight; "
-        f"{n_linears} linears of {n_layers} layers, all else as it is"
+        f"{n_linears} linears of {n_layers} layers, all else as it is",
+        soft_wrap=True,
     )
     console.print(
-        f"disk: {format_nbytes(plan.nbytes)} needed, {format_nbytes(free_space(target))} free"
+        f"disk: {format_nbytes(plan.nbytes)} needed, {format_nbytes(free_space(target))} free",
+        soft_wrap=True,
     )
-    console.print(about)
+    console.print(about, soft_wrap=True)
 
 
 def _about(checkpoint: Checkpoint, settings: GptqSettings, n_tokens: int) -> str:
