@@ -144,7 +144,7 @@ def test_parts(qwq: Qwq, small: Path, tmp_path: Path) -> None:
     parts = sorted(tmp_path.glob("*.gguf"))
     assert len(parts) > 1
     assert run.stdout == f"{parts[0]}\n"
-    assert f"and {len(parts) - 1} more" in run.stderr.replace("\n", "")
+    assert f"and {len(parts) - 1} more" in " ".join(run.stderr.split())
     for size in ("4", "0GB", "GB", "-1GB"):
         wrong = qwq(*arguments, f"--split-size={size}")
         assert (wrong.exit_code, "give one such as 4GB" in wrong.stderr) == (2, True)
