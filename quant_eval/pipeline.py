@@ -289,6 +289,8 @@ def prepare(
     """The exam, with the reference that is kept where it is still the right one."""
     from quant_eval import suite
 
+    count = _counter(checkpoint)
+    problems = suite.choose_problems(ask.settings, ask.tasks, count)  # errors before hours of work
     binding = bind(checkpoint, manifest, ask.text, ask.settings.n_tokens)
     folder = ask.states or manifest.folder / "reference"
     if ask.states is None:
@@ -296,8 +298,6 @@ def prepare(
             checkpoint, folder, binding, ask.text, threads=threads, on_progress=on_progress
         )
     tokens, reference = load_reference(folder, checkpoint, binding)
-    count = _counter(checkpoint)
-    problems = suite.choose_problems(ask.settings, ask.tasks, count)
     return suite.Exam(
         tokens,
         reference,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
-from quant_eval import suite
+from quant_eval import pipeline, suite
 from quant_eval.benchmarks import code, generated, grade
 from quant_eval.benchmarks.generated import (
     GENERATED,
@@ -18,9 +19,11 @@ from quant_eval.benchmarks.generated import (
     mathematics,
 )
 from quant_eval.benchmarks.generated.code import EXERCISES
+from quant_eval.manifest import Manifest
 from quant_eval.results import EvaluationSettings
 from quant_eval.tasks import Problem
 from tests.oracles.generated_twins import CODE, MATHEMATICS
+from tests.synthetic import write_checkpoint
 
 
 @pytest.mark.parametrize("maker", mathematics.MAKERS, ids=lambda maker: maker.__name__)
@@ -144,3 +147,19 @@ def test_they_are_asked_by_name() -> None:
     assert [problem.kind.partition("/")[0] for problem in problems] == [*GENERATED] * 2
     with pytest.raises(QwqError, match=r"physics: no such file or folder; .* mathematics, code"):
         suite.choose_problems(settings, [Path("physics")])
+
+
+def test_a_wrong_name_is_told_before_work(tmp_path: Path) -> None:
+    """Catches a slip of the keyboard that shows when a large model's reference is made."""
+    folder = write_checkpoint(tmp_path / "tiny", config={"num_hidden_layers": 1})
+    ask = pipeline.Ask(EvaluationSettings(n_tokens=20), tasks=(Path("maths"),))
+    seen: list[str] = []
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(QwqError, match="maths: no such"):
+        pipeline.prepare(
+            checkpoint,
+            Manifest(tmp_path / "out"),
+            ask,
+            threads=1,
+            on_progress=lambda what, *_: seen.append(what),
+        )
+    assert not seen

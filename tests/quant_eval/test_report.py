@@ -316,7 +316,7 @@ def test_benchmarks_of_like_names_have_columns_of_their_own() -> None:
     }
     report = replace(REPORT, files=(replace(REPORT.files[0], accuracy=shares),))
     (table,) = results_tables(report, width=1000)
-    cells = {str(one.header): next(iter(one.cells)).split("\n")[0] for one in table.columns}  # type: ignore[union-attr]
+    cells = {str(one.header): str(next(iter(one.cells))).split("\n")[0] for one in table.columns}
     assert cells["mathe-\nmatics"] == "5"
     assert cells["code"] == "15"
     assert cells["livecodebenc\nh_v5"] == "25"
