@@ -36,7 +36,7 @@ class Message:
     """A JSON value, and bytes beside it. number: of the request that it is, or answers."""
 
     value: Any
-    data: bytes = b""
+    data: bytes | bytearray = b""
     number: int = 0
 
 
@@ -55,7 +55,8 @@ class Channel:
         self._buffer = bytearray()
         self._parts: list[tuple[memoryview, list[int]]] = []  # to send; and what was written of it
 
-    def send(self, value: Any, data: bytes = b"", *, number: int = 0) -> None:
+    def send(self, value: Any, data: bytes | memoryview = b"", *, number: int = 0) -> None:
+        """Send a value and bytes, which may be a memoryview of format "B"."""
         text = b"" if value is None else json.dumps(value).encode()
         head = _FRAME.pack(number, len(text), len(data)) + text
         parts = (head + data,) if len(data) < _CHUNK_NBYTES else (head, data)
@@ -94,9 +95,14 @@ class Channel:
             return None
         with memoryview(self._buffer) as buffer:
             value = json.loads(bytes(buffer[_FRAME.size : start])) if n_text else None
-            message = Message(value, bytes(buffer[start:end]), number)
-        del self._buffer[:end]
-        return message
+            is_last = n_data >= _CHUNK_NBYTES and len(buffer) == end
+            data = b"" if is_last else bytes(buffer[start:end])
+        if not is_last:
+            del self._buffer[:end]
+            return Message(value, data, number)
+        whole, self._buffer = self._buffer, bytearray()  # large, and not worth a copy
+        del whole[:start]
+        return Message(value, whole, number)
 
 
 class Child:

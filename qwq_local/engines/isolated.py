@@ -25,7 +25,7 @@ from qwq_local.rope import RopePlan, Yarn
 from qwq_local.sampling import Sampling
 from qwq_local.scored import ScoredId, pack, unpack
 
-_Told = Generator[tuple[Any, bytes], Intervention | None, None]
+_Told = Generator[tuple[Any, bytes | memoryview], Intervention | None, None]
 """What a stream over there tells: a JSON value, and bytes beside it; not both are empty."""
 _STREAM = struct.Struct("<Q")  # a call of this alone is for its next
 _TOKEN = struct.Struct("<III")  # id, and how many were proposed and came; its bytes follow
@@ -69,7 +69,7 @@ class IsolatedEngine:
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id not in self._pieces:
-            self._pieces[token_id] = self._request("token_bytes", token_id).data
+            self._pieces[token_id] = bytes(self._request("token_bytes", token_id).data)
         return self._pieces[token_id]
 
     def grammar(self, answer_format: Mapping[str, Any] | str) -> str:
@@ -103,7 +103,7 @@ class IsolatedEngine:
                 token_id, n_drafted, n_accepted = _TOKEN.unpack_from(message.data)
                 if drafts is not None:
                     drafts.n_drafted, drafts.n_accepted = n_drafted, n_accepted
-                self._pieces[token_id] = message.data[_TOKEN.size :]
+                self._pieces[token_id] = bytes(message.data[_TOKEN.size :])
                 scores = message.value
                 change = yield token_id if scores is None else unpack(token_id, scores)
                 try:
@@ -120,7 +120,7 @@ class IsolatedEngine:
             yield np.frombuffer(message.data, dtype=np.float32).reshape(-1, self.vocab_size)
 
     def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
-        return self._request("export_cache", list(ids), _fields(rope)).data
+        return bytes(self._request("export_cache", list(ids), _fields(rope)).data)
 
     def import_cache(self, ids: Sequence[int], state: bytes, *, rope: Yarn | None = None) -> None:
         self._request("import_cache", list(ids), _fields(rope), data=state)
@@ -245,14 +245,14 @@ class Calls:
         self._streams: dict[int, tuple[_Told, threading.Lock]] = {}
         self._numbers = itertools.count()
 
-    def answer(self, request: Message) -> tuple[Any, bytes]:
+    def answer(self, request: Message) -> tuple[Any, bytes | memoryview]:
         """Do what is asked for by name."""
         if request.value is None:
             name, arguments = "next", [*_STREAM.unpack(request.data), None]
         else:
             name, *arguments = request.value
             if request.data:
-                arguments.append(request.data)
+                arguments.append(bytes(request.data))
         try:
             value, data = getattr(self, name)(*arguments)
         except QwqError as error:
@@ -285,11 +285,11 @@ class Calls:
         self._streams[number] = getattr(self, f"_{name}")(*arguments), threading.Lock()
         return number, b""
 
-    def next(self, number: int, change: dict[str, Any] | None) -> tuple[Any, bytes]:
+    def next(self, number: int, change: dict[str, Any] | None) -> tuple[Any, bytes | memoryview]:
         stream, lock = self._streams[number]
         try:
             with lock:
-                told: tuple[Any, bytes] = stream.send(_intervention(change))
+                told: tuple[Any, bytes | memoryview] = stream.send(_intervention(change))
         except StopIteration:
             return None, b""
         return told
@@ -306,7 +306,7 @@ class Calls:
 
     def _logits(self, ids: list[int], rope: dict[str, Any] | None) -> _Told:
         for rows in self.engine.logits(ids, rope=_yarn(rope)):
-            yield True, rows.tobytes()
+            yield True, memoryview(rows).cast("B")
 
     def _generate(
         self,
