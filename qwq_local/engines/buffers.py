@@ -98,8 +98,9 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
 class FixedSteps:
     """Decodes one id after the other, each kind of step captured once and then repeated.
 
-    capture: turns a step into one that repeats it without Python, as capture_graph does. What it
-    gives is held against the step itself; where it fails or differs, steps stay as they are.
+    capture: turns a step into one that repeats it without Python, as graph_capture's does. What it
+    gives is held against the step itself; where it fails or differs, steps stay as they are. The
+    step that sees most is captured first, since the others then find room in its memory.
     """
 
     def __init__(self, model: Any, cache: KvBuffers, capture: Callable[[Run], Run]) -> None:
@@ -116,8 +117,9 @@ class FixedSteps:
         n_visible = min(n_units * STEP_UNIT, self._cache.n_max)
         self._id.fill_(token_id)
         self._position.fill_(self._cache.n_filled)
-        if n_visible not in self._steps:
-            self._steps[n_visible] = self._captured(partial(self._run, n_visible))
+        for n in (n_visible,) if self._steps else (self._cache.n_max, n_visible):
+            if n not in self._steps:
+                self._steps[n] = self._captured(partial(self._run, n))
         return self._steps[n_visible]()
 
     def _run(self, n_visible: int) -> Tensor:
@@ -156,8 +158,15 @@ class FixedSteps:
         return run
 
 
-def capture_graph(run: Run) -> Run:
-    """A step as a CUDA graph."""
+def graph_capture() -> Callable[[Run], Run]:
+    """What captures steps as CUDA graphs that share their memory.
+
+    So they run one at a time, and what one gives is spoilt by the next.
+    """
+    return partial(_capture_graph, torch.cuda.graph_pool_handle())
+
+
+def _capture_graph(pool: Any, run: Run) -> Run:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -165,7 +174,7 @@ def capture_graph(run: Run) -> Run:
             run()  # lazy initialization of kernels is not to be captured
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         logits = run()
 
     def repeat() -> Tensor:

@@ -186,7 +186,7 @@ def _spread_nbytes(model: Qwen2Config, n_positions: int, item_nbytes: int) -> in
 
 
 def _graphs_nbytes(model: Qwen2Config, context: int, item_nbytes: int) -> int:
-    """The buffers of captured steps, which each keep their own."""
+    """What captured steps hold: room for the largest, which they share, and logits of each."""
     n_units = -(-context // STEP_UNIT)
-    n_positions = STEP_UNIT * n_units * (n_units + 1) // 2
-    return _spread_nbytes(model, n_positions, item_nbytes)
+    logits_nbytes = n_units * model.vocab_size * item_nbytes
+    return _spread_nbytes(model, context, item_nbytes) + logits_nbytes

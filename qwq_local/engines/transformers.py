@@ -110,7 +110,7 @@ class TransformersEngine(EngineLoop):
     def _set_rope(self, rope: Yarn | None) -> None:
         from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-        from qwq_local.engines.buffers import FixedSteps, KvBuffers, capture_graph
+        from qwq_local.engines.buffers import FixedSteps, KvBuffers, graph_capture
 
         model = self._open_model()
         config = copy.deepcopy(model.config)
@@ -125,7 +125,7 @@ class TransformersEngine(EngineLoop):
         model.model.rotary_emb = Qwen2RotaryEmbedding(config).to(self._device)
         self._kv_cache = KvBuffers(config.num_hidden_layers, self.rope_plan.room(rope))
         if self._device.type == "cuda":
-            self._steps = FixedSteps(model, self._kv_cache, capture_graph)
+            self._steps = FixedSteps(model, self._kv_cache, graph_capture())
 
     def _trim(self, n_kept: int) -> None:
         self._kv_cache.n_filled = min(n_kept, self._kv_cache.n_filled)

@@ -70,14 +70,17 @@ def test_steps_of_fixed_shape_give_the_same_ids(
     captured = []
 
     def capture(run: Run) -> Run:
-        captured.append(run)
+        run()
+        captured.append(engine._kv_cache.n_visible)
         return run
 
     steps = FixedSteps(engine._open_model(), engine._kv_cache, capture)
     monkeypatch.setattr(engine, "_steps", steps)
     reply = greedy(folder_qwq, ids, N_TOKENS)
     assert reply[:n_clear] == expected[:n_clear]
-    assert len(captured) == len(steps._steps) >= 2
+    assert len(captured) == len(steps._steps) >= 3
+    assert captured[0] == engine._kv_cache.n_max  # in whose memory the others find room
+    assert captured[1:] == sorted(captured[1:])
     assert greedy(folder_qwq, ids, N_TOKENS) == reply
     assert len(captured) == len(steps._steps)
 
