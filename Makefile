@@ -78,6 +78,12 @@ bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and lla
 bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding and GPTQ: KL, time, memory
 	@$(BIN)/python benchmarks/calibration.py
 
+bench-second: $(READY) ## the same on a checkpoint unlike nano-qwq, which is trained first: half an hour
+	@[ -f build/second-checkpoint/model.safetensors ] || $(BIN)/python benchmarks/second_checkpoint.py
+	@$(BIN)/python benchmarks/calibration.py --checkpoint build/second-checkpoint \
+	--text build/second-checkpoint/calibration.jsonl \
+	--evaluation build/second-checkpoint/evaluation.jsonl --only gguf --only gptq --only gptqmodel
+
 bench-layer: $(READY) ## run calibration and GPTQ on a layer of QwQ-32B's shapes: what the whole costs
 	@$(BIN)/python benchmarks/real_layer.py
 
@@ -99,4 +105,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-eval bench-layer bench-serve soak constraints clean
+.PHONY: help setup quantize eval gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-second bench-eval bench-layer bench-serve soak constraints clean

@@ -5,10 +5,12 @@ quantizes it to Q4_K_M and scores passages, every token of them. The engine's ti
 64 times that of one (prefill without logits) and once that of the output matrix (with logits less
 without). The suite's own work is the same for any number of layers: within the pass, what the
 reference's logits and the scores take by the clock, and what the engine's logits take longer in a
-process of its own, whose passes take turns with those of one in this process. What is done once for
-many tokens, reading and widening the output matrix, is timed apart and counted as often as a pass
-of 16,384 tokens does it. llama.cpp's route keeps the base model's logits on the disk in 16 bits;
-that is timed with the same logits, kept and read as its tool keeps them.
+process of its own, whose passes take turns with those of one in this process. The engine takes
+longer for a token the more of them stand before it, the suite does not; so prefill is also timed on
+passages as long as thoughts are. What is done once for many tokens, reading and widening the output
+matrix, is timed apart and counted as often as a pass of 16,384 tokens does it. llama.cpp's route
+keeps the base model's logits on the disk in 16 bits; that is timed with the same logits, kept and
+read as its tool keeps them.
 """
 
 import argparse
@@ -42,6 +44,8 @@ from tests.real_shapes import write_real_shapes
 WORK = Path(__file__).resolve().parent.parent / "build" / "evaluation"
 N_LAYERS = 64
 N_TOKENS = 16_384  # of a whole pass
+LENGTHS = (512, 2048, 8192)  # of passages, to see how the engine's time grows
+N_FIRST = 256  # tokens that are scored before time is taken
 N_KEPT = 64  # tokens whose logits are kept by llama.cpp's route
 BF16_NBYTES = 65.5e9
 T = TypeVar("T")
@@ -87,16 +91,22 @@ def measure(
     unseen = tuple(map(int, rng.integers(0, 150_000, 65)))  # files are read before time is taken
     drop(next(reference.logits([(0, 0, 1)])))
     with ExitStack() as stack:
-        opened = partial(QwQ.open, path, context=n_tokens + 64, threads=threads)
-        qwq = stack.enter_context(opened())
+        opened = partial(QwQ.open, path, threads=threads)
+        qwq = stack.enter_context(opened(context=n_tokens + 64))
         drop(qwq.engine.logits(unseen))
-        pass_over(qwq, None, reference, passages, threads, {})
+        first = passages[0].ids[: N_FIRST + 1]
+        pass_over(
+            qwq, None, reference, [TokenizedConversation(first, 1, 2, len(first))], threads, {}
+        )
         n_peak = peak_nbytes()
-        here = stack.enter_context(opened(isolated=False))
+        here = stack.enter_context(opened(context=max(n_tokens, *LENGTHS) + 64, isolated=False))
         drop(here.engine.logits(unseen))
         for passage in passages:
             timed(times, "prefill", partial(drop, here.engine.prefill(passage.ids)))
         scores = pass_over(qwq, here, reference, passages, threads, times)
+        for n in LENGTHS * 2:
+            ids = tuple(map(int, rng.integers(0, 150_000, n)))
+            timed(times, f"prefill {n}", partial(drop, here.engine.prefill(ids)))
     for _ in range(3):
         timed(times, "matrix", partial(drop, reference.output_matrix()))
     first_rows = reference.logits([(0, 0, N_KEPT)])
@@ -107,6 +117,7 @@ def measure(
     timed(times, "kept", lambda: keep_in_16_bits(ours, kept))
     again = timed(times, "read", lambda: read_16_bits(kept, model.vocab_size))
     n_of = {"summary": N_TOKENS, "matrix": 1} | dict.fromkeys(("kept", "read"), N_KEPT)
+    n_of |= {f"prefill {n}": n for n in LENGTHS}
     each = {
         name: statistics.median(found) / n_of.get(name, n_tokens) for name, found in times.items()
     }
@@ -144,6 +155,12 @@ def measure(
         f"with prompts that are not scored, {share:.0%} of the tokens as of the built-in text by "
         f"nano-qwq's tokenizer: {share * (own + once) / engine_s:.1%}"
     )
+    for n in LENGTHS:
+        longer_s = N_LAYERS * each[f"prefill {n}"] + head
+        print(
+            f"the same in passages of {n:,} tokens: engine {1000 * longer_s:.1f} ms a token, "
+            f"{(own + once) / longer_s:.1%} on top"
+        )
     here_too = exact + each["scores"] + max(0.0, moved)
     print(
         f"the same in these {n_passages} passages, which read the matrix {n_read} times for "

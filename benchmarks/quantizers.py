@@ -1,16 +1,19 @@
 """`qwq`, llama.cpp's quantizer and GPTQModel as whole processes, and how GPTQ's memory grows.
 
 The growth is that of the peak from a synthetic checkpoint of few layers to one of more, over the
-weights that came along: what Python and torch take cancels. `make bench-calibrate` shows it too.
+weights that came along: what Python and torch take cancels. GPTQModel is shown as it comes and as
+it holds a model in memory. `make bench-calibrate` shows it too.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -25,7 +28,9 @@ from tests.synthetic import write_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 REASONING = ROOT / "convert" / "data" / "calibration.jsonl"
 WORK = ROOT / "build" / "calibration"
-LAYERS = (2, 5)
+LAYERS = (2, 18)
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "4000000"}
+"""So that glibc returns what is freed of matrices as small as these, as it does those of QwQ."""
 N_TOKENS = 512
 WIDTHS = {
     "hidden_size": 1024,
@@ -46,10 +51,12 @@ atexit.register(note)
 QWQ = "from qwq_local.cli import main; main()"
 GPTQMODEL = """
 import json, os, sys
-source, text, out, mse, scratch = sys.argv[1:]
+source, text, out, mse, offload, scratch = sys.argv[1:]
 os.chdir(scratch)  # it leaves a folder of logs wherever it runs
 from gptqmodel import GPTQModel, QuantizeConfig
-config = QuantizeConfig(bits=4, group_size=128, mse=float(mse))
+config = QuantizeConfig(
+    bits=4, group_size=128, mse=float(mse), offload_to_disk=offload == "offload"
+)
 model = GPTQModel.load(source, config, device="cpu")
 model.quantize(json.load(open(text)), batch_size=1)
 model.save(out)
@@ -93,15 +100,20 @@ def llama_cpp(out: Path, source: Path, name: str, imatrix: Path) -> Cost:
     return run(out, LLAMA_CPP, source, name, imatrix, out)
 
 
-def gptqmodel(out: Path, source: Path, text: Path, *, n_tokens: int, mse: float = 0.0) -> Cost:
-    """Quantize with the calibration tokens that `qwq convert gptq` takes of the text."""
+def gptqmodel(
+    out: Path, source: Path, text: Path, *, n_tokens: int, mse: float = 0.0, offload: bool = True
+) -> Cost:
+    """Quantize with the calibration tokens that `qwq convert gptq` takes of the text.
+
+    offload: keep on the disk what is not at work, as GPTQModel does unless told otherwise.
+    """
     with Checkpoint.open(source) as checkpoint:
         sequences = calibration_sequences(checkpoint, load_passages(text), n_tokens=n_tokens)
     ids = WORK / "calibration-ids.json"
     rows = [{"input_ids": list(one), "attention_mask": [1] * len(one)} for one in sequences]
     ids.write_text(json.dumps(rows))
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = (source, ids, out, f"{mse}", scratch)
+        arguments = (source, ids, out, f"{mse}", "offload" if offload else "hold", scratch)
         return run(out, GPTQMODEL, *arguments, settings=GPTQMODEL_SETTINGS)
 
 
@@ -117,17 +129,22 @@ def compare_memory() -> None:
     columns = " | ".join(f"peak, MiB, {n} layers" for n in LAYERS)
     print(f"\n| 4 bit, {N_TOKENS} tokens | {columns} | processor time, s | bytes a weight more |")
     print("|---|---|---|---|---|", flush=True)
+    os.environ.update(GIVES_BACK)
     out = WORK / "grown"
-    given = ("--calibration", REASONING, "--tokens", f"{N_TOKENS}", "--device", "cpu")
-    for title, costs in (
-        ("ours", [qwq(out, "convert", "gptq", source, *given) for source in sources]),
-        ("GPTQModel", [gptqmodel(out, one, REASONING, n_tokens=N_TOKENS) for one in sources]),
+    options = ("--calibration", REASONING, "--tokens", f"{N_TOKENS}", "--device", "cpu")
+    ours = partial(qwq, out, "convert", "gptq", *options)
+    theirs = partial(gptqmodel, out, text=REASONING, n_tokens=N_TOKENS)
+    for title, quantize in (
+        ("ours", ours),
+        ("GPTQModel, offloading, as it comes", theirs),
+        ("GPTQModel, the model held", partial(theirs, offload=False)),
     ):
+        costs = [quantize(source) for source in sources]
         peaks = " | ".join(f"{cost.peak_nbytes / 2**20:.0f}" for cost in costs)
         cpu = ", ".join(f"{cost.cpu_s:.0f}" for cost in costs)
         growth = (costs[1].peak_nbytes - costs[0].peak_nbytes) / (sizes[1] - sizes[0])
         print(f"| {title} | {peaks} | {cpu} | {growth:.2f} |", flush=True)
-    for source in sources:
+    for source in (*sources, out):
         shutil.rmtree(source)
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import iadd
@@ -23,6 +24,7 @@ from convert.errors import EngineError
 _FRAME = struct.Struct("<QQQ")  # number, nbytes of the JSON text, and of the bytes that follow it
 _SMALL_NBYTES, _CHUNK_NBYTES = 1 << 12, 1 << 16
 """What is read at first, and where that is not all: a large buffer costs more than the read."""
+_PIPE_NBYTES = 1 << 20  # for what comes from the process, where Linux allows so much
 _LAST_WORDS_S = 5.0  # for a process that closed its pipes to end
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -123,6 +125,7 @@ class Child:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
+        _widen(process.stdout)
         self._channel = Channel(process.stdout, process.stdin)
         self._numbers = itertools.count(1)
         self._last_lines: deque[str] = deque(maxlen=5)
@@ -183,6 +186,15 @@ class Child:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         why = "; ".join(self._last_lines) or "it left no message"
         return EngineError(f"process {self.pid}: it died with {how} ({why}); ask again")
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let a pipe hold more, since each time that it is full two processes wait for each other."""
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):  # a user who has many pipes gets no more
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_NBYTES)
 
 
 def _listen(stderr: IO[bytes], last_lines: deque[str]) -> None:

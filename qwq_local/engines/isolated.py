@@ -27,6 +27,7 @@ from qwq_local.scored import ScoredId, pack, unpack
 
 _Told = Generator[tuple[Any, bytes | memoryview], Intervention | None, None]
 """What a stream over there tells: a JSON value, and bytes beside it; not both are empty."""
+PIECE_NBYTES = 1 << 23  # of logits in a message: memory that malloc has at hand, not new pages
 _STREAM = struct.Struct("<Q")  # a call of this alone is for its next
 _TOKEN = struct.Struct("<III")  # id, and how many were proposed and came; its bytes follow
 
@@ -305,8 +306,10 @@ class Calls:
             yield n_read, b""
 
     def _logits(self, ids: list[int], rope: dict[str, Any] | None) -> _Told:
+        n = max(1, PIECE_NBYTES // (4 * self.engine.vocab_size))
         for rows in self.engine.logits(ids, rope=_yarn(rope)):
-            yield True, memoryview(rows).cast("B")
+            for start in range(0, len(rows), n):
+                yield True, memoryview(rows[start : start + n]).cast("B")
 
     def _generate(
         self,

@@ -18,7 +18,7 @@ from convert.errors import EngineError, GgufError, QwqError, UsageError
 from qwq_local import Limits, QwQ, Sampling, child
 from qwq_local.engines import isolated, parallel
 from qwq_local.engines.gguf import GgufEngine
-from qwq_local.engines.isolated import IsolatedEngine
+from qwq_local.engines.isolated import Calls, IsolatedEngine
 from tests.qwq_local.ctrl_c import interrupted, use_narrow_pipes
 
 GREEDY = Sampling(temperature=0)
@@ -281,3 +281,20 @@ def test_a_grammar_holds_the_answer_to_a_schema(isolated_qwq: QwQ) -> None:
     assert reply.answer.lstrip().startswith("{")
     with pytest.raises(UsageError, match="answer_format: the JSON schema cannot be"):
         session.ask("?", answer_format={"type": "nonsense"})
+
+
+@pytest.mark.parametrize("n_rows", [1, 5, 1000])
+def test_logits_in_pieces_are_all_of_them(
+    gguf_qwq: QwQ, monkeypatch: pytest.MonkeyPatch, n_rows: int
+) -> None:
+    """Catches a row that falls between two messages, which only large vocabularies need."""
+    engine = gguf_qwq.engine
+    monkeypatch.setattr(isolated, "PIECE_NBYTES", 4 * engine.vocab_size * n_rows)
+    ids = engine.tokenize("What is 12 + 34?", parse_special=False)
+    calls = Calls(engine)
+    stream, _ = calls.open("logits", [ids, None])
+    pieces = []
+    while (told := calls.next(stream, None))[1]:
+        pieces.append(np.frombuffer(told[1], dtype=np.float32).reshape(-1, engine.vocab_size))
+    assert max(map(len, pieces)) == min(n_rows, len(ids))
+    np.testing.assert_array_equal(np.concatenate(pieces), np.concatenate([*engine.logits(ids)]))
