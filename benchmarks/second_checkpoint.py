@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from convert.calibration import Conversation, tokenize_conversation
 from quant_eval.nano import CHECKPOINT
-from quant_eval.nano.train import make_optimizers, tensors, weighted_loss
+from quant_eval.nano.train import descend, make_optimizers
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "second-checkpoint"
@@ -101,17 +101,12 @@ def train(model: Any, tokenizer: Any, texts: Sequence[Conversation], n_tokens: i
             for start in range(0, len(examples), n_of_batch):
                 batch = examples[start : start + n_of_batch]
                 factor = max(0.0, 1 - n_seen / n_tokens) * min(1.0, (step + 1) / WARMUP_STEPS)
-                loss = weighted_loss(model, *tensors(batch, tokenizer.pad_token_id))
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                for optimizer, rate in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
-                    optimizer.param_groups[0]["lr"] = rate * factor
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                rates = (factor * MUON_LR, factor * ADAM_LR)
+                loss = descend(model, optimizers, rates, batch, tokenizer.pad_token_id)
                 step += 1
                 n_seen += sum(len(one.ids) for one in batch)
                 bars.update(bar, completed=n_seen)
-            bars.console.print(f"{n_seen:>10,} tokens  loss {loss.item():.3f}")
+            bars.console.print(f"{n_seen:>10,} tokens  loss {loss:.3f}")
 
 
 def main() -> None:

@@ -189,17 +189,11 @@ class Training:
     def update(self, batch: Sequence[TokenizedConversation]) -> float:
         """One step on one batch; returns its loss."""
         factor = learning_rate_factor(self.step, self.n_seen, self.n_total)
-        ids, weights = tensors(batch, self.tokenizer.pad_token_id)
-        loss = weighted_loss(self.model, ids, weights)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        rates = (factor * MUON_LR, factor * ADAM_LR)
+        loss = descend(self.model, self.optimizers, rates, batch, self.tokenizer.pad_token_id)
         self.step += 1
         self.n_seen += sum(len(example.ids) for example in batch)
-        return loss.item()
+        return loss
 
 
 def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
@@ -210,6 +204,24 @@ def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
         Muon(hidden, lr=MUON_LR),
         torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
     ]
+
+
+def descend(
+    model: Any,
+    optimizers: Sequence[torch.optim.Optimizer],
+    rates: Sequence[float],
+    batch: Sequence[TokenizedConversation],
+    pad_id: int,
+) -> float:
+    """One step of each optimizer at its learning rate, on one batch; returns its loss."""
+    loss = weighted_loss(model, *tensors(batch, pad_id))
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
 
 
 def _name_when_grown(name: str) -> str:
