@@ -7,10 +7,10 @@ without). The suite's own work is the same for any number of layers: within the 
 reference's logits and the scores take by the clock, and what the engine's logits take longer in a
 process of its own, whose passes take turns with those of one in this process. The engine takes
 longer for a token the more of them stand before it, the suite does not; so prefill is also timed on
-passages as long as thoughts are. What is done once for many tokens, reading and widening the output
-matrix, is timed apart and counted as often as a pass of 16,384 tokens does it. llama.cpp's route
-keeps the base model's logits on the disk in 16 bits; that is timed with the same logits, kept and
-read as its tool keeps them.
+passages as long as thoughts are. Of a prompt neither computes logits. What is done once for many
+tokens, reading and widening the output matrix, is timed apart and counted as often as a pass of
+16,384 tokens does it. llama.cpp's route keeps the base model's logits on the disk in 16 bits; that
+is timed with the same logits, kept and read as its tool keeps them.
 """
 
 import argparse
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from convert.calibration import TokenizedConversation
 from convert.checkpoint import Checkpoint
 from convert.gguf_export import export_gguf
-from quant_eval.divergence import TokenScores, rows_between, score_passage, scored_rows, summarize
+from quant_eval.divergence import TokenScores, score_passage, scored_rows, summarize
 from quant_eval.pipeline import NANO_CHECKPOINT
 from quant_eval.reference import Reference
 from quant_eval.suite import read_evaluation_text, tokenize_text
@@ -150,16 +150,16 @@ def measure(
     )
     share = scored_share()
     print(
-        f"the suite's own work on top of the engine's, {N_TOKENS:,} scored tokens: "
-        f"{(own + once) / engine_s:.1%}, of which the products alone {products / engine_s:.1%}; "
-        f"with prompts that are not scored, {share:.0%} of the tokens as of the built-in text by "
-        f"nano-qwq's tokenizer: {share * (own + once) / engine_s:.1%}"
+        f"on top of the engine's work, {N_TOKENS:,} scored tokens; with prompts: {share:.0%} of "
+        "the tokens scored, as of the built-in text by nano-qwq's tokenizer"
     )
-    for n in LENGTHS:
-        longer_s = N_LAYERS * each[f"prefill {n}"] + head
+    print(f"{'passages of':>12}{'the suite':>12}{'its products':>14}{'with prompts':>14}")
+    for n in (n_tokens, *LENGTHS):
+        prefill_s = N_LAYERS * each["prefill" if n == n_tokens else f"prefill {n}"]
+        whole_s, part_s = prefill_s + head, prefill_s + share * head
         print(
-            f"the same in passages of {n:,} tokens: engine {1000 * longer_s:.1f} ms a token, "
-            f"{(own + once) / longer_s:.1%} on top"
+            f"{n:>12,}{(own + once) / whole_s:>12.1%}{products / whole_s:>14.1%}"
+            f"{share * (own + once) / part_s:>14.1%}"
         )
     here_too = exact + each["scores"] + max(0.0, moved)
     print(
@@ -198,17 +198,21 @@ def pass_over(
     scores = []
     for passage, exact in zip(passages, reference.logits(spans), strict=True):
         if here is not None:
-            again = rows_between(here.engine.logits(passage.ids), *scored_rows(passage))
-            timed(times, "logits", partial(drop, again))
+            timed(times, "logits", partial(drop, logits_of(here, passage)))
         spent = {"reference": 0.0, "received": 0.0}
         started = time.perf_counter()
-        rows = rows_between(qwq.engine.logits(passage.ids), *scored_rows(passage))
-        streams = (clocked(exact, "reference", spent), clocked(rows, "received", spent))
+        rows = clocked(logits_of(qwq, passage), "received", spent)
+        streams = (clocked(exact, "reference", spent), rows)
         scores.append(score_passage(passage, *streams, threads=threads))
         whole = time.perf_counter() - started
         for name, seconds in (*spent.items(), ("scores", whole - sum(spent.values()))):
             times.setdefault(name, []).append(seconds)
     return scores
+
+
+def logits_of(qwq: QwQ, passage: TokenizedConversation) -> Iterator[NDArray[np.float32]]:
+    first, stop = scored_rows(passage)
+    return qwq.engine.logits(passage.ids[:stop], first=first)
 
 
 def clocked(stream: Iterable[T], name: str, spent: dict[str, float]) -> Iterator[T]:

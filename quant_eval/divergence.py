@@ -276,18 +276,6 @@ def _shifted(logits: Logits, whose: str) -> Logits:
     return shifted
 
 
-def rows_between(chunks: Iterable[Logits], start: int, stop: int) -> Iterator[Logits]:
-    """The rows start to stop of a stream of chunks; what follows is not asked for."""
-    position = 0
-    for chunk in chunks:
-        wanted = chunk[max(start - position, 0) : max(stop - position, 0)]
-        position += len(chunk)
-        if len(wanted):
-            yield wanted
-        if position >= stop:
-            return
-
-
 def aligned(left: Iterable[Logits], right: Iterable[Logits]) -> Iterator[tuple[Logits, Logits]]:
     """Two streams of chunks cut at the same rows, until the shorter ends."""
     ours, theirs = iter(left), iter(right)

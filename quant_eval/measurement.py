@@ -19,7 +19,6 @@ from quant_eval.behaviour import summarize_behaviour
 from quant_eval.benchmarks import grade
 from quant_eval.divergence import (
     TokenScores,
-    rows_between,
     score_passage,
     scored_rows,
     summarize,
@@ -181,7 +180,8 @@ def _score(
         def make(index: int = index) -> dict[str, Any]:
             qwq, passage = opened(), passages[index]
             started = time.perf_counter()
-            theirs = rows_between(qwq.engine.logits(passage.ids), *scored_rows(passage))
+            first, stop = scored_rows(passage)
+            theirs = qwq.engine.logits(passage.ids[:stop], first=first)
             part = score_passage(passage, next(reference), theirs, threads=threads)
             elapsed_s = round(time.perf_counter() - started, 3)
             on_progress(f"{path.name}: divergence, passages", index + 1, len(passages))

@@ -141,9 +141,9 @@ class Engine(Protocol):
         """
 
     def logits(
-        self, ids: Sequence[int], *, rope: Yarn | None = None
+        self, ids: Sequence[int], *, first: int = 0, rope: Yarn | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Logits at every position of the ids, in order, as chunks of (n, vocab_size)."""
+        """Logits at the positions from first on, in order, as chunks of (n, vocab_size)."""
 
     def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
         """What the kv_cache holds of these ids' beginning, for import_cache of the same model."""

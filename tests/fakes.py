@@ -85,9 +85,9 @@ class FakeEngine:
                 return
 
     def logits(
-        self, ids: Sequence[int], *, rope: Yarn | None = None
+        self, ids: Sequence[int], *, first: int = 0, rope: Yarn | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        yield np.zeros((len(ids), self.vocab_size), dtype=np.float32)
+        yield np.zeros((len(ids) - first, self.vocab_size), dtype=np.float32)
 
     def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
         return bytes(8)

@@ -95,10 +95,10 @@ class BatchedEngine(GgufEngine):
             )
 
     def logits(
-        self, ids: Sequence[int], *, rope: Yarn | None = None
+        self, ids: Sequence[int], *, first: int = 0, rope: Yarn | None = None
     ) -> Iterator[NDArray[np.float32]]:
         with self._slot_for(ids, rope) as slot:
-            yield from slot.logits(ids, rope=rope)
+            yield from slot.logits(ids, first=first, rope=rope)
 
     def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
         with self._slot_for(ids, rope) as slot:

@@ -115,9 +115,9 @@ class IsolatedEngine:
             stream.close()
 
     def logits(
-        self, ids: Sequence[int], *, rope: Yarn | None = None
+        self, ids: Sequence[int], *, first: int = 0, rope: Yarn | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        for message in self._stream("logits", list(ids), _fields(rope)):
+        for message in self._stream("logits", list(ids), first, _fields(rope)):
             yield np.frombuffer(message.data, dtype=np.float32).reshape(-1, self.vocab_size)
 
     def export_cache(self, ids: Sequence[int], *, rope: Yarn | None = None) -> bytes:
@@ -305,9 +305,9 @@ class Calls:
         for n_read in self.engine.prefill(ids, rope=_yarn(rope)):
             yield n_read, b""
 
-    def _logits(self, ids: list[int], rope: dict[str, Any] | None) -> _Told:
+    def _logits(self, ids: list[int], first: int, rope: dict[str, Any] | None) -> _Told:
         n = max(1, PIECE_NBYTES // (4 * self.engine.vocab_size))
-        for rows in self.engine.logits(ids, rope=_yarn(rope)):
+        for rows in self.engine.logits(ids, first=first, rope=_yarn(rope)):
             for start in range(0, len(rows), n):
                 yield True, memoryview(rows[start : start + n]).cast("B")
 

@@ -201,7 +201,7 @@ class EngineLoop(ABC):
                 self._hold(sequence, rope, drafting)
 
     def logits(
-        self, ids: Sequence[int], *, rope: Yarn | None = None
+        self, ids: Sequence[int], *, first: int = 0, rope: Yarn | None = None
     ) -> Iterator[NDArray[np.float32]]:
         n_room = self.rope_plan.room(rope)
         if len(ids) > n_room:
@@ -210,7 +210,7 @@ class EngineLoop(ABC):
                 "cut the text, or open the model with a larger context"
             )
         sequence = list(ids)
-        for start in range(0, len(sequence), self.n_logits_rows):
+        for start in range(_whole_units(first), len(sequence), self.n_logits_rows):
             chunk = sequence[start : start + self.n_logits_rows]
             with self._lock:
                 if self._sequence is not sequence or self._n_filled != start:
@@ -220,7 +220,7 @@ class EngineLoop(ABC):
                 self._feed(chunk, all_logits=True)
                 self._n_filled += len(chunk)
                 logits = self._read_logits(len(chunk))
-            yield logits
+            yield logits[max(first - start, 0) :]
 
     def look_ahead(self, sequence: list[int], n: int) -> list[int]:
         """The n likeliest ids to follow, one by one; they stay filled in case that they come.

@@ -3,7 +3,7 @@
 import itertools
 import math
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,6 @@ from quant_eval.divergence import (
     Logits,
     TokenScores,
     clustered_mean,
-    rows_between,
     score_passage,
     scored_rows,
     summarize,
@@ -45,17 +44,22 @@ def cut(rows: Logits, sizes: list[int]) -> Iterator[Logits]:
 
 
 def score(
-    passage: TokenizedConversation, reference: Iterable[Logits], model: Iterable[Logits]
+    passage: TokenizedConversation,
+    reference: Logits,
+    model: Logits,
+    sizes: tuple[list[int], list[int]] = ([99], [99]),
+    threads: int = 1,
 ) -> TokenScores:
-    """Score from logits after every token, as an engine gives them."""
-    rows = scored_rows(passage)
-    return score_passage(passage, rows_between(reference, *rows), rows_between(model, *rows))
+    """Score from logits after every token, cut into chunks of these sizes."""
+    rows = slice(*scored_rows(passage))
+    ours, theirs = (cut(every[rows], n) for every, n in zip((reference, model), sizes, strict=True))
+    return score_passage(passage, ours, theirs, threads=threads)
 
 
 def test_scores_equal_torch() -> None:
     """Catches a wrong direction of the KL, a target off by one, and a thought's end off by one."""
     reference, model = logits(0), logits(1)
-    scores = score(PASSAGE, [reference], [model])
+    scores = score(PASSAGE, reference, model)
     p = torch.log_softmax(torch.tensor(reference).double(), dim=-1)[2:8]
     q = torch.log_softmax(torch.tensor(model).double(), dim=-1)[2:8]
     targets = torch.tensor(PASSAGE.ids[3:9])
@@ -73,7 +77,7 @@ def test_scores_equal_torch() -> None:
 
 def test_summary_equals_plain_numpy() -> None:
     """Catches parts that mix, and a perplexity that is not the exponential of the mean."""
-    scores = [score(PASSAGE, [logits(i)], [logits(i + 50)]) for i in range(5)]
+    scores = [score(PASSAGE, logits(i), logits(i + 50)) for i in range(5)]
     parts = summarize(scores)
     assert parts["reply"].n_tokens == 30
     assert parts["thought"].n_tokens == parts["answer"].n_tokens == 15
@@ -97,7 +101,7 @@ def test_summary_equals_plain_numpy() -> None:
 def test_positions_count_from_the_prompt() -> None:
     """Catches a long text whose far end, where rope may be wrong, is averaged away."""
     far = replace(PASSAGE, ids=(7,) * 125 + PASSAGE.ids, n_prompt=125, answer_start=127, stop=130)
-    parts = summarize([score(far, [logits(0, 140)], [logits(1, 140)])])
+    parts = summarize([score(far, logits(0, 140), logits(1, 140))])
     assert parts["0 to 127"].n_tokens == 3
     assert parts["128 to 511"].n_tokens == 2
     assert "512 to 2047" not in parts
@@ -105,7 +109,7 @@ def test_positions_count_from_the_prompt() -> None:
 
 def test_a_paired_ratio_knows_more_than_two_perplexities() -> None:
     """Catches a ratio whose error forgets that both models read the same text."""
-    scores = [score(PASSAGE, [logits(i)], [logits(i) * np.float32(0.99)]) for i in range(20)]
+    scores = [score(PASSAGE, logits(i), logits(i) * np.float32(0.99)) for i in range(20)]
     reply = summarize(scores)["reply"]
     assert reply.perplexity_ratio.standard_error is not None
     assert reply.perplexity.standard_error is not None
@@ -114,7 +118,7 @@ def test_a_paired_ratio_knows_more_than_two_perplexities() -> None:
 
 def test_a_model_does_not_diverge_from_itself() -> None:
     """Catches any asymmetry between the two sides."""
-    parts = summarize([score(PASSAGE, [logits(0)], [logits(0)]) for _ in range(3)])
+    parts = summarize([score(PASSAGE, logits(0), logits(0)) for _ in range(3)])
     assert parts["reply"].kl_nats.value == 0.0
     assert parts["reply"].top1_agreement.value == 1.0
     assert parts["reply"].perplexity == parts["reply"].reference_perplexity
@@ -124,7 +128,7 @@ def test_a_model_does_not_diverge_from_itself() -> None:
 @settings(max_examples=50, deadline=None)
 def test_kl_is_never_negative_and_never_overflows(seed: int, scale: float) -> None:
     """Catches an unstable softmax: logits of any size give finite, non-negative numbers."""
-    scores = score(PASSAGE, [logits(seed, scale=scale)], [logits(seed + 1, scale=scale)])
+    scores = score(PASSAGE, logits(seed, scale=scale), logits(seed + 1, scale=scale))
     assert (scores.kl_nats >= 0).all()
     assert np.isfinite(scores.kl_nats).all()
     assert np.isfinite(scores.nll_nats).all()
@@ -132,8 +136,8 @@ def test_kl_is_never_negative_and_never_overflows(seed: int, scale: float) -> No
 
 def test_a_shift_of_all_logits_changes_nothing() -> None:
     """Catches a missing normalisation: adding a constant is no change of the distribution."""
-    plain = score(PASSAGE, [logits(0)], [logits(1)])
-    shifted = score(PASSAGE, [logits(0) + np.float32(64)], [logits(1)])
+    plain = score(PASSAGE, logits(0), logits(1))
+    shifted = score(PASSAGE, logits(0) + np.float32(64), logits(1))
     np.testing.assert_allclose(plain.kl_nats, shifted.kl_nats, rtol=1e-4)
 
 
@@ -141,8 +145,8 @@ def test_a_shift_of_all_logits_changes_nothing() -> None:
 @settings(max_examples=50, deadline=None)
 def test_chunk_sizes_do_not_matter(left: list[int], right: list[int]) -> None:
     """Catches rows lost or doubled where two streams are cut at different places."""
-    whole = score(PASSAGE, [logits(0)], [logits(1)])
-    chunked = score(PASSAGE, cut(logits(0), left), cut(logits(1), right))
+    whole = score(PASSAGE, logits(0), logits(1))
+    chunked = score(PASSAGE, logits(0), logits(1), (left, right))
     for name in ("kl_nats", "nll_nats", "reference_nll_nats", "same_top", "is_answer"):
         assert (getattr(whole, name) == getattr(chunked, name)).all()
 
@@ -153,7 +157,7 @@ def test_small_divergences_are_exact() -> None:
     reference = logits(0, n=3, n_vocab=50_000)
     for distance in (1e-1, 1e-2, 1e-3):
         model = reference + logits(1, n=3, n_vocab=50_000, scale=distance)
-        found = score(passage, [reference], [model]).kl_nats
+        found = score(passage, reference, model).kl_nats
         p, q = (
             torch.log_softmax(torch.tensor(each).double(), dim=-1)[:2]
             for each in (reference, model)
@@ -178,11 +182,9 @@ def test_slices_and_threads_do_not_matter(
     n_elements: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches slices that threads bring back in another order, and tokens taken for others."""
-    rows = scored_rows(PASSAGE)
-    whole = score(PASSAGE, [logits(0)], [logits(1)])
+    whole = score(PASSAGE, logits(0), logits(1))
     monkeypatch.setattr(divergence, "MAX_SLICE_ELEMENTS", n_elements)
-    streams = (list(rows_between([logits(seed)], *rows)) for seed in (0, 1))
-    sliced = score_passage(PASSAGE, *streams, threads=threads)
+    sliced = score(PASSAGE, logits(0), logits(1), threads=threads)
     for name in ("kl_nats", "nll_nats", "reference_nll_nats", "same_top", "is_answer"):
         assert (getattr(whole, name) == getattr(sliced, name)).all()
 
@@ -218,13 +220,13 @@ def test_standard_error_covers() -> None:
 
 def test_one_passage_has_no_standard_error() -> None:
     """Catches an error of 0 reported for what was not measured."""
-    parts = summarize([score(PASSAGE, [logits(0)], [logits(1)])])
+    parts = summarize([score(PASSAGE, logits(0), logits(1))])
     assert parts["reply"].kl_nats.standard_error is None
 
 
 def test_a_part_without_tokens_is_absent() -> None:
     """Catches a mean over nothing."""
-    one = score(PASSAGE, [logits(0)], [logits(1)])
+    one = score(PASSAGE, logits(0), logits(1))
     thought_only = TokenScores(
         one.kl_nats,
         one.nll_nats,
@@ -239,18 +241,18 @@ def test_a_part_without_tokens_is_absent() -> None:
 def test_bad_streams_are_errors() -> None:
     """Catches another vocabulary, a stream that ends early, and logits that are not numbers."""
     with pytest.raises(QwqError, match="vocabulary of 13 tokens, the reference of 12"):
-        score(PASSAGE, [logits(0)], [logits(1, n_vocab=13)])
+        score(PASSAGE, logits(0), logits(1, n_vocab=13))
     with pytest.raises(QwqError, match="3 of 6 scored tokens"):
-        score(PASSAGE, [logits(0)], [logits(1)[:5]])
+        score(PASSAGE, logits(0), logits(1)[:5])
     broken = logits(1)
     broken[4, 2] = np.nan
     with pytest.raises(QwqError, match="the model gives NaN or Inf"):
-        score(PASSAGE, [logits(0)], [broken])
+        score(PASSAGE, logits(0), broken)
 
 
 def test_kinds_are_parts_of_the_whole() -> None:
     """Catches a passage under another's kind, and one that is lost."""
-    scores = [score(PASSAGE, [logits(i)], [logits(i + 9)]) for i in range(3)]
+    scores = [score(PASSAGE, logits(i), logits(i + 9)) for i in range(3)]
     parts = summarize(scores, ["code", "prose", "code"])
     assert parts["kind code"].n_passages == 2
     assert parts["kind prose"].kl_nats.value == pytest.approx(scores[1].kl_nats.mean())
@@ -259,7 +261,7 @@ def test_kinds_are_parts_of_the_whole() -> None:
 
 def test_the_tail_ends_at_the_largest() -> None:
     """Catches shares of the wrong side, and a last token that is interpolated away."""
-    scores = score(PASSAGE, [logits(0)], [logits(1)])
+    scores = score(PASSAGE, logits(0), logits(1))
     points = tail([scores, scores])
     assert points[0][0] == 1.0
     assert points[0][1] == pytest.approx(scores.kl_nats.min(), rel=1e-3)

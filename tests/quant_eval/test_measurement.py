@@ -164,7 +164,7 @@ def test_bf16_is_the_floor_and_2_bits_are_not(exam: suite.Exam, tmp_path: Path) 
             assert (again.scores[name_of_passage].kl_nats == scores.kl_nats).all()
     floor = results["BF16"].divergence["reply"]
     assert floor.kl_nats.value < 1e-5
-    assert floor.perplexity.value == pytest.approx(floor.reference_perplexity.value, rel=0.001)
+    assert floor.perplexity.value == pytest.approx(floor.reference_perplexity.value, rel=0.003)
     assert results["Q2_K"].divergence["reply"].kl_nats.value > 20 * floor.kl_nats.value
     bf16 = results["BF16"]
     assert [example.question for example in bf16.examples] == list(suite.QUESTIONS)

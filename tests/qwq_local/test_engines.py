@@ -1,6 +1,8 @@
 """What holds for every engine, and that the engines agree."""
 
 import itertools
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from convert.errors import QwqError, UsageError
 from qwq_local import QwQ, Reasoning, Reply, Sampling
 from qwq_local.chat_template import ChatTemplate
 from qwq_local.engine import shared_prefix
+from qwq_local.engines.gguf import GgufEngine
 from qwq_local.engines.loop import PREFILL_BATCH, REUSE_UNIT
 from qwq_local.engines.parallel import ParallelEngine
 from qwq_local.scored import ScoredId
@@ -104,6 +107,37 @@ def test_a_prompt_is_cut_where_it_does_not_matter(
     for n_rows in (64, 7, 1):
         monkeypatch.setattr(qwq.engine, "n_logits_rows", n_rows, raising=False)
         assert root_mean_square(logits(qwq, ids) - whole) < 0.01 * whole.std()
+
+
+@pytest.mark.parametrize("n_rows", [512, 64, 7])
+def test_logits_may_begin_anywhere(qwq: QwQ, n_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch rows that are off by some."""
+    ids = ids_of(qwq, TEXT * 3)
+    whole = logits(qwq, ids)
+    monkeypatch.setattr(qwq.engine, "n_logits_rows", n_rows, raising=False)
+    for first in (63, 64, 201, len(ids) - 1):
+        rest = np.concatenate(list(qwq.engine.logits(ids, first=first)))
+        assert rest.shape == (len(ids) - first, qwq.engine.vocab_size)
+        assert root_mean_square(rest - whole[first:]) < 0.01 * whole.std()
+
+
+def test_logits_that_nobody_asks_for_are_not_computed(
+    gguf_qwq: QwQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch the whole of a prompt multiplied by the output matrix, for nothing."""
+    engine = gguf_qwq.engine
+    assert isinstance(engine, GgufEngine)
+    ids = ids_of(gguf_qwq, TEXT * 3)
+    n_rows = []
+    feed = engine._feed
+
+    def spy(ids: Sequence[int], *, all_logits: bool) -> None:
+        n_rows.append(len(ids) if all_logits else 1)
+        feed(ids, all_logits=all_logits)
+
+    monkeypatch.setattr(engine, "_feed", spy)
+    deque(engine.logits(ids, first=150), maxlen=0)
+    assert sum(n_rows) == 1 + len(ids) - 128  # from the unit of 64 positions that has the first
 
 
 def test_a_long_prompt_is_cancelled_within_one_micro_batch(qwq: QwQ) -> None:

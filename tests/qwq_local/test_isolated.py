@@ -63,8 +63,10 @@ def test_it_computes_what_the_engine_within_computes(gguf_qwq: QwQ, isolated_qwq
     assert steered[0] == steered[1]
     assert "ones first" in steered[0][0]
     ids = isolated_qwq.engine.tokenize("Which is larger?" * 20, parse_special=False)
-    for a, b in zip(isolated_qwq.engine.logits(ids), gguf_qwq.engine.logits(ids), strict=True):
-        np.testing.assert_array_equal(a, b)
+    for first in (0, 70):
+        here, there = (one.engine.logits(ids, first=first) for one in (gguf_qwq, isolated_qwq))
+        for a, b in zip(here, there, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_an_id_is_read_before_the_next_is_asked_for(gguf_qwq: QwQ) -> None:
@@ -292,7 +294,7 @@ def test_logits_in_pieces_are_all_of_them(
     monkeypatch.setattr(isolated, "PIECE_NBYTES", 4 * engine.vocab_size * n_rows)
     ids = engine.tokenize("What is 12 + 34?", parse_special=False)
     calls = Calls(engine)
-    stream, _ = calls.open("logits", [ids, None])
+    stream, _ = calls.open("logits", [ids, 0, None])
     pieces = []
     while (told := calls.next(stream, None))[1]:
         pieces.append(np.frombuffer(told[1], dtype=np.float32).reshape(-1, engine.vocab_size))
