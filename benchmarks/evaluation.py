@@ -1,16 +1,16 @@
 """What the suite's own work adds to the engine's on a pass of KL, at QwQ-32B's shapes.
 
-`make bench-eval` writes a checkpoint with QwQ-32B's widths, vocabulary of 152,064 and one layer,
-quantizes it to Q4_K_M and scores passages, every token of them. The engine's time for 64 layers is
-64 times that of one (prefill without logits) and once that of the output matrix (with logits less
-without). The suite's own work is the same for any number of layers: within the pass, what the
-reference's logits and the scores take by the clock, and what the engine's logits take longer in a
-process of its own, whose passes take turns with those of one in this process. The engine takes
-longer for a token the more of them stand before it, the suite does not; so prefill is also timed on
-passages as long as thoughts are. Of a prompt neither computes logits. What is done once for many
-tokens, reading and widening the output matrix, is timed apart and counted as often as a pass of
-16,384 tokens does it. llama.cpp's route keeps the base model's logits on the disk in 16 bits; that
-is timed with the same logits, kept and read as its tool keeps them.
+`make bench-eval` writes checkpoints with QwQ-32B's widths, vocabulary of 152,064 and two and four
+layers, quantizes them to Q4_K_M and scores passages, every token of them. What four layers take
+longer than two is the time of two, one with more bits as half of QwQ's have; the engine's time for
+64 is 32 times that, and once that of the output matrix (two layers with logits, less two). One file
+alone would not tell: without logits llama.cpp leaves out the last layer's ffn. The suite's own work
+is the same for any number of layers: within the pass, what the reference's logits and the scores
+take by the clock, and what the engine's logits take longer in a process of its own, whose passes
+take turns with those of one in this process. Of a prompt neither computes logits. What is done once
+for many tokens, reading and widening the output matrix, is timed apart and counted as often as a
+pass of 16,384 tokens does it. llama.cpp's route keeps the base model's logits on the disk in 16
+bits; that is timed with the same logits, kept and read as its tool keeps them.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from convert.calibration import TokenizedConversation
 from convert.checkpoint import Checkpoint
+from convert.estimate import sites
 from convert.gguf_export import export_gguf
 from quant_eval.divergence import TokenScores, score_passage, scored_rows, summarize
 from quant_eval.pipeline import NANO_CHECKPOINT
@@ -43,8 +44,8 @@ from tests.real_shapes import write_real_shapes
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "evaluation"
 N_LAYERS = 64
+FEW, MORE = 2, 4  # layers of the files that are timed
 N_TOKENS = 16_384  # of a whole pass
-LENGTHS = (512, 2048, 8192)  # of passages, to see how the engine's time grows
 N_FIRST = 256  # tokens that are scored before time is taken
 N_KEPT = 64  # tokens whose logits are kept by llama.cpp's route
 BF16_NBYTES = 65.5e9
@@ -58,24 +59,26 @@ def main() -> None:
     )
     parser.add_argument("--passages", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", action="store_true", help="leave the 6 GB of files")
+    parser.add_argument("--keep", action="store_true", help="leave the 9 GB of files")
     options = parser.parse_args()
-    source, path = WORK / "checkpoint", WORK / "one-layer-Q4_K_M.gguf"
-    if not path.exists():
-        shutil.rmtree(WORK, ignore_errors=True)
-        write_real_shapes(source, n_layers=1)
-        with Checkpoint.open(source) as checkpoint:
-            export_gguf(checkpoint, "Q4_K_M", path, threads=options.threads)
+    source = WORK / "checkpoint"
+    files = {n: WORK / f"{n}-layers-Q4_K_M.gguf" for n in (MORE, FEW)}
+    for n_layers, path in files.items():  # the checkpoint of few layers stays
+        if not path.exists():
+            shutil.rmtree(source, ignore_errors=True)
+            write_real_shapes(source, n_layers=n_layers)
+            with Checkpoint.open(source) as checkpoint:
+                export_gguf(checkpoint, "Q4_K_M", path, threads=options.threads)
     with Checkpoint.open(source) as checkpoint:
-        measure(checkpoint, path, options.tokens, options.passages, options.threads)
+        measure(checkpoint, files, options.tokens, options.passages, options.threads)
     if not options.keep:
         shutil.rmtree(WORK)
 
 
 def measure(
-    checkpoint: Checkpoint, path: Path, n_tokens: int, n_passages: int, threads: int
+    checkpoint: Checkpoint, files: Mapping[int, Path], n_tokens: int, n_passages: int, threads: int
 ) -> None:
-    """Time each part over the passages and print medians per token."""
+    """Time each part over the passages and print medians per token. files: by layers."""
     model = checkpoint.model
     rng = np.random.default_rng(0)
     passages = []
@@ -91,22 +94,21 @@ def measure(
     unseen = tuple(map(int, rng.integers(0, 150_000, 65)))  # files are read before time is taken
     drop(next(reference.logits([(0, 0, 1)])))
     with ExitStack() as stack:
-        opened = partial(QwQ.open, path, threads=threads)
-        qwq = stack.enter_context(opened(context=n_tokens + 64))
+        opened = partial(QwQ.open, context=n_tokens + 64, threads=threads)
+        qwq = stack.enter_context(opened(files[FEW]))
         drop(qwq.engine.logits(unseen))
         first = passages[0].ids[: N_FIRST + 1]
         pass_over(
             qwq, None, reference, [TokenizedConversation(first, 1, 2, len(first))], threads, {}
         )
         n_peak = peak_nbytes()
-        here = stack.enter_context(opened(context=max(n_tokens, *LENGTHS) + 64, isolated=False))
+        here, deeper = (stack.enter_context(opened(files[n], isolated=False)) for n in (FEW, MORE))
         drop(here.engine.logits(unseen))
+        drop(deeper.engine.logits(unseen))
         for passage in passages:
-            timed(times, "prefill", partial(drop, here.engine.prefill(passage.ids)))
+            timed(times, "few", partial(drop, here.engine.prefill(passage.ids)))
+            timed(times, "more", partial(drop, deeper.engine.prefill(passage.ids)))
         scores = pass_over(qwq, here, reference, passages, threads, times)
-        for n in LENGTHS * 2:
-            ids = tuple(map(int, rng.integers(0, 150_000, n)))
-            timed(times, f"prefill {n}", partial(drop, here.engine.prefill(ids)))
     for _ in range(3):
         timed(times, "matrix", partial(drop, reference.output_matrix()))
     first_rows = reference.logits([(0, 0, N_KEPT)])
@@ -117,7 +119,6 @@ def measure(
     timed(times, "kept", lambda: keep_in_16_bits(ours, kept))
     again = timed(times, "read", lambda: read_16_bits(kept, model.vocab_size))
     n_of = {"summary": N_TOKENS, "matrix": 1} | dict.fromkeys(("kept", "read"), N_KEPT)
-    n_of |= {f"prefill {n}": n for n in LENGTHS}
     each = {
         name: statistics.median(found) / n_of.get(name, n_tokens) for name, found in times.items()
     }
@@ -125,14 +126,15 @@ def measure(
     n_read, n_read_of_pass = (math.ceil(n / reference.chunk_rows) for n in (n_all, N_TOKENS))
     exact = sum(times["reference"]) / n_all  # a chunk serves several passages
     once = each["matrix"] / N_TOKENS * n_read_of_pass
-    head = max(0.0, each["logits"] - each["prefill"])
-    engine_s = N_LAYERS * each["prefill"] + head
+    layer = (each["more"] - each["few"]) / (MORE - FEW)
+    head = max(0.0, each["logits"] - FEW * layer)
+    engine_s = N_LAYERS * layer + head
     pairs = zip(times["received"], times["logits"], strict=True)
     moved = statistics.median(there - at_home for there, at_home in pairs) / n_tokens
     products = exact - each["matrix"] * n_read / n_all
     own = products + each["scores"] + max(0.0, moved) + each["summary"]
     for name, seconds in (
-        (f"engine, {N_LAYERS} layers", N_LAYERS * each["prefill"]),
+        (f"engine, {N_LAYERS} layers", N_LAYERS * layer),
         ("engine, output matrix", head),
         ("suite, for every token", own),
         ("  reference's logits: products", products),
@@ -145,22 +147,19 @@ def measure(
     ):
         print(f"{name:<32} {1000 * seconds:9.3f} ms a token")
     gflop = 2e-9 * model.vocab_size * model.hidden_size
+    layer_gflop = 2e-9 * sum(n_in * n_out for n_in, n_out in sites(model))
     print(
-        f"products: {gflop / products:.0f} GFLOP/s; the output matrix once: {each['matrix']:.2f} s"
+        f"GFLOP/s: layers {layer_gflop / layer:.0f}, products {gflop / products:.0f}; "
+        f"the output matrix once: {each['matrix']:.2f} s"
     )
     share = scored_share()
     print(
-        f"on top of the engine's work, {N_TOKENS:,} scored tokens; with prompts: {share:.0%} of "
-        "the tokens scored, as of the built-in text by nano-qwq's tokenizer"
+        f"the suite's own work on top of the engine's, {N_TOKENS:,} scored tokens: "
+        f"{(own + once) / engine_s:.1%}, of which the products alone {products / engine_s:.1%}; "
+        f"with prompts that are not scored, {share:.0%} of the tokens as of the built-in text by "
+        "nano-qwq's tokenizer: "
+        f"{share * (own + once) / (N_LAYERS * layer + share * head):.1%}"
     )
-    print(f"{'passages of':>12}{'the suite':>12}{'its products':>14}{'with prompts':>14}")
-    for n in (n_tokens, *LENGTHS):
-        prefill_s = N_LAYERS * each["prefill" if n == n_tokens else f"prefill {n}"]
-        whole_s, part_s = prefill_s + head, prefill_s + share * head
-        print(
-            f"{n:>12,}{(own + once) / whole_s:>12.1%}{products / whole_s:>14.1%}"
-            f"{share * (own + once) / part_s:>14.1%}"
-        )
     here_too = exact + each["scores"] + max(0.0, moved)
     print(
         f"the same in these {n_passages} passages, which read the matrix {n_read} times for "
