@@ -46,7 +46,6 @@ WORK = Path(__file__).resolve().parent.parent / "build" / "evaluation"
 N_LAYERS = 64
 FEW, MORE = 2, 4  # layers of the files that are timed
 N_TOKENS = 16_384  # of a whole pass
-N_FIRST = 256  # tokens that are scored before time is taken
 N_KEPT = 64  # tokens whose logits are kept by llama.cpp's route
 BF16_NBYTES = 65.5e9
 T = TypeVar("T")
@@ -97,10 +96,8 @@ def measure(
         opened = partial(QwQ.open, context=n_tokens + 64, threads=threads)
         qwq = stack.enter_context(opened(files[FEW]))
         drop(qwq.engine.logits(unseen))
-        first = passages[0].ids[: N_FIRST + 1]
-        pass_over(
-            qwq, None, reference, [TokenizedConversation(first, 1, 2, len(first))], threads, {}
-        )
+        n_chunk = math.ceil(reference.chunk_rows / n_tokens)
+        pass_over(qwq, None, reference, passages[:n_chunk], threads, {})
         n_peak = peak_nbytes()
         here, deeper = (stack.enter_context(opened(files[n], isolated=False)) for n in (FEW, MORE))
         drop(here.engine.logits(unseen))
