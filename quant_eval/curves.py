@@ -101,9 +101,12 @@ def _dash(index: int) -> str:
 
 
 def _name_percent(axes: "Axes") -> None:
-    """10, 1, 0.1 and not powers of ten."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    """10, 1, 0.1 and not powers of ten; steps between them where few of them are in sight."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

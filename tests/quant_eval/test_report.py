@@ -401,6 +401,14 @@ def test_curves_name_every_file_with_an_error() -> None:
     assert layers_plot([("BF16", layers_of(0))]) == ""
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.016, 0.039), (0.0161, 0.0164), (0.002, 0.9)])
+def test_an_axis_has_numbers_whatever_its_span(low: float, high: float) -> None:
+    """Catches errors between two powers of ten, where no tick of a logarithm falls."""
+    drawn = layers_plot([("low", layers_of(low)), ("high", layers_of(high))])
+    numbers = [float(text) for text in re.findall(r">(\d+\.?\d*)</text>", drawn)]
+    assert sum(100 * low <= number <= 100 * high for number in numbers) >= 2 * 2  # on both axes
+
+
 def test_the_page_shows_kinds_of_text(tmp_path: Path) -> None:
     """Catches a table over one kind, which is the whole, and files in each other's columns."""
     kinds = {f"kind {name}": divergence(kl, 0.9) for name, kl in (("code", 0.25), ("prose", 0.5))}
