@@ -24,7 +24,7 @@ from quant_eval.options import (
     settings_for,
 )
 from quant_eval.run_cli import evaluate, run
-from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+from quant_eval.terminal import hush_engines, progress, stderr_console, stdout_console
 from quant_eval.verdict_cli import baseline, gate, parity, reference
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def quantize(
     from quant_eval.manifest import Manifest
     from qwq_local.hub import resolve_model
 
-    hush_libraries()
+    hush_engines()
     path = pipeline.NANO_CHECKPOINT if model is None else resolve_model(model)
     default_types = pipeline.NANO_TYPES if model is None else pipeline.USUAL_TYPES
     chosen = pipeline.parse_types(types or default_types)

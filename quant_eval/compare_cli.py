@@ -33,7 +33,7 @@ from quant_eval.options import (
     Tokens,
     settings_for,
 )
-from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+from quant_eval.terminal import hush_engines, progress, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from quant_eval.measurement import Measured
@@ -77,7 +77,7 @@ def compare(
     from quant_eval.sizes import check_unquantized
     from qwq_local.hub import resolve_model
 
-    hush_libraries()
+    hush_engines()
     paths, servers = files or [], [pipeline.Server(url, at_once) for url in base_url or ()]
     if len(paths) + len(servers) != 2:
         raise UsageError(

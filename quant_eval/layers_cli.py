@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quant_eval.options import AsJson, Quiet, ReferenceOption, Text, Threads
-from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+from quant_eval.terminal import hush_engines, progress, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +44,7 @@ def layers(
     from quant_eval.results import EvaluationSettings, to_json
     from qwq_local.hub import resolve_model
 
-    hush_libraries()
+    hush_engines()
     if not file.exists():
         raise QwqError(f"{file}: no such file or folder; check the path")
     console = stderr_console(quiet=quiet)

@@ -31,7 +31,7 @@ from quant_eval.options import (
     Tokens,
     settings_for,
 )
-from quant_eval.terminal import hush_libraries, progress, stderr_console, stdout_console
+from quant_eval.terminal import hush_engines, progress, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +81,7 @@ def run(
     from quant_eval.manifest import Manifest
     from qwq_local.hub import resolve_model
 
-    hush_libraries()
+    hush_engines()
     paths, servers = files or [], [pipeline.Server(url, at_once) for url in base_url or ()]
     if not paths and not servers:
         raise UsageError("run: nothing to measure; give files, or a server with --base-url")

@@ -39,10 +39,9 @@ def progress(console: "Console") -> "Iterator[Progress]":
         yield show
 
 
-def hush_libraries() -> None:
-    """Keep other programs' logs from between our lines, llama.cpp's on loading included."""
-    for name in ("qwq_local.llama", "torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def hush_engines() -> None:
+    """Keep llama.cpp's log of loading from between our lines."""
+    logging.getLogger("qwq_local.llama").setLevel(logging.ERROR)
 
 
 def stderr_console(*, quiet: bool) -> "Console":

@@ -33,7 +33,7 @@ from quant_eval.options import (
     Tokens,
     settings_for,
 )
-from quant_eval.terminal import hush_libraries, progress, stderr_console
+from quant_eval.terminal import hush_engines, progress, stderr_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -278,7 +278,7 @@ def _opened(reference: str) -> Iterator[tuple["Checkpoint", int]]:
     from quant_eval import pipeline
     from qwq_local.hub import resolve_model
 
-    hush_libraries()
+    hush_engines()
     with Checkpoint.open(resolve_model(reference)) as checkpoint:
         yield checkpoint, pipeline.engine_threads(checkpoint, None)
 

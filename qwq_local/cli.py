@@ -48,6 +48,9 @@ COMMANDS_ELSEWHERE = {
     "eval": Elsewhere("quant_eval.cli", "app", "Measure what quantizing did to a model."),
 }
 
+LOUD_ON_LOADING = ("torchao", "torch.utils._pytree")
+"""Libraries that log what they could not load, which nothing here uses."""
+
 app = typer.Typer(
     help="Quantize QwQ-32B, run it and measure it, on this machine.",
     epilog="Start with `qwq quantize`, then `qwq ask 'Which is larger, 9.9 or 9.11?'`.",
@@ -322,6 +325,8 @@ for _name, _place in COMMANDS_ELSEWHERE.items():
 def main() -> None:
     """Run the program. Exit codes: 0, 1 error, 2 usage, 3 regression found, 130 interrupted."""
     logging.getLogger("qwq_local").setLevel(logging.WARNING)
+    for library in LOUD_ON_LOADING:
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         code = typer.main.get_command(app).main(prog_name="qwq", standalone_mode=False)
     except QwqError as error:

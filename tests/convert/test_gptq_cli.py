@@ -1,6 +1,8 @@
 """`qwq convert gptq` as a user meets it; what the folder holds is tested with the export."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,14 @@ def test_json_and_quiet(small: Path, tmp_path: Path) -> None:
     assert len(document["damp"]) == 7
     config = json.loads((out / "quantize_config.json").read_text())
     assert (config["bits"], config["group_size"]) == (3, 64)
+
+
+def test_what_libraries_say_as_they_load_is_left_out(small: Path, tmp_path: Path) -> None:
+    """Catches warnings of packages that transformers imports, which show once in a process."""
+    command = ["convert", "gptq", small, "-o", tmp_path / "out", "--tokens", "300", "-q"]
+    program = [sys.executable, "-c", "from qwq_local.cli import main; main()"]
+    run = subprocess.run([*program, *command], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == (f"{tmp_path / 'out'}\n", "")
 
 
 def test_damping_that_had_to_rise_is_said(
