@@ -39,8 +39,11 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
         n_matrix += n_solves * (n_in**3 + n_out * n_in**2)  # factor and inverse; lazy updates
         if settings.other_damps:
             n_matrix += n_solves * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
-        candidates = OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
-        n_elementwise += n_solves * n_out * n_in * (settings.column_chunk + candidates)
+        if settings.n_sweeps:
+            n_matrix += (1 + 2 * settings.n_sweeps) * n_out * n_in**2
+        n_choices = n_solves + settings.n_sweeps
+        candidates = n_solves * OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
+        n_elementwise += n_out * n_in * (n_choices * OPERATIONS_PER_CODE + candidates)
     floats = min(model.n_layers, 2) * n_weights + _gptq_floats(model, settings, n_tokens)
     return Estimate(
         float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), round(4 * floats)
@@ -55,16 +58,23 @@ def _gptq_floats(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> f
     n_solves = len(settings.damps)
     n_held_out = n_tokens // HELD_OUT_EVERY if settings.other_damps else 0
     most = 0.0
-    for n_linears, (n_in, n_out) in zip((3, 1, 2, 1), sites(model), strict=True):
-        hessian, weight = n_in**2, n_in * n_out
+    q_size, hidden, inner = (
+        model.n_heads * model.head_dim,
+        model.hidden_size,
+        model.intermediate_size,
+    )
+    largest = (q_size, hidden, inner, hidden)  # outputs of one linear
+    for n_linears, n_of_one, (n_in, n_out) in zip((3, 1, 2, 1), largest, sites(model), strict=True):
+        hessian, weight, refined = n_in**2, n_in * n_out, n_in * n_of_one
         copied = weight if n_linears > 1 else 0
         grid = GRID_COPIES * n_out * settings.columns_per_group(n_in)
         solving = max(
             FACTORING * hessian + (n_solves - 1) * weight / 4,
             2 * hessian + weight + grid + n_solves * weight / 4,
             hessian + 2 * weight + n_held_out * n_out + n_solves * weight / 4,
+            hessian + 3 * refined + n_solves * weight / 4,
         )
-        activations = hessian + 4 * BATCH_TOKENS * model.intermediate_size
+        activations = hessian + 4 * BATCH_TOKENS * inner
         most = max(most, n_held_out * n_in + max(copied + solving, activations))
     return most
 

@@ -1,16 +1,20 @@
 """The GPTQ solver: one weight matrix and its Hessian in, codes, scales and zeros out.
 
 Columns are fixed one after the other; each rounding error is spread over the columns to come so
-that the layer's output changes least. Pure arrays, on any device, in the Hessian's dtype.
+that the layer's output changes least. Then sweeps choose each code once more, with the codes on
+both sides as they are. Pure arrays, on any device, in the Hessian's dtype.
 Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", algorithm 1.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from convert.code_sweep import Nearest, sweep_codes
 from convert.errors import NumericalError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +41,8 @@ class GptqSettings:
     damp: fraction of the mean diagonal added to the Hessian's. other_damps: tried too by the
     exporter, which keeps the one whose output errs least on inputs that it holds out; with none
     there is nothing to choose and all inputs are fitted to. clip_steps: how many clipped scales
-    are tried beside the full one; 0 tries none. version: of the file format, 1 or 2.
+    are tried beside the full one; 0 tries none. n_sweeps: how often the exporter chooses every code
+    once more. version: of the file format, 1 or 2.
     column_chunk: columns solved before the lazy update of the rest; it changes speed alone.
     """
 
@@ -48,6 +53,7 @@ class GptqSettings:
     damp: float = 0.05
     other_damps: tuple[float, ...] = ()
     clip_steps: int = 24
+    n_sweeps: int = 1
     version: int = 1
     column_chunk: int = 128
 
@@ -65,6 +71,7 @@ class GptqSettings:
             if not 0 < damp <= MAX_DAMP:
                 raise UsageError(f"damp: {damp} is not between 0 and {MAX_DAMP}; 0.05 is usual")
         assert self.clip_steps >= 0
+        assert self.n_sweeps >= 0
         assert self.column_chunk > 0
 
     @property
@@ -169,22 +176,29 @@ def _solve(
     codes = torch.empty(n_in, n_out, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(n_in // group_size, n_out, dtype=hessian.dtype, device=weight.device)
     zeros = torch.empty_like(scales)
-    n_at_once = CACHED_ROWS if weight.device.type == "cpu" else n_out
-    for start in range(0, n_out, n_at_once):
-        rows = slice(start, start + n_at_once)
+    for rows in _rows_at_once(weight):
         columns = weight[rows].T.to(hessian.dtype)
         if order is None:
             columns = columns.clone(memory_format=torch.contiguous_format)
         else:
             columns = columns.index_select(0, order)
-        _sweep(columns, inv_chol, settings, into=(codes[:, rows], scales[:, rows], zeros[:, rows]))
+        _fix_columns(
+            columns, inv_chol, settings, into=(codes[:, rows], scales[:, rows], zeros[:, rows])
+        )
     group_of = torch.arange(n_in, device=weight.device) // group_size
     return GptqSolution(
         codes.T, scales.T.to(torch.float16), zeros.T.to(torch.uint8), group_of, damp
     )
 
 
-def _sweep(
+def _rows_at_once(weight: torch.Tensor) -> Iterator[slice]:
+    n_out = len(weight)
+    n_at_once = CACHED_ROWS if weight.device.type == "cpu" else n_out
+    for start in range(0, n_out, n_at_once):
+        yield slice(start, min(start + n_at_once, n_out))
+
+
+def _fix_columns(
     columns: torch.Tensor,
     inv_chol: torch.Tensor,
     settings: GptqSettings,
@@ -219,6 +233,62 @@ def _sweep(
             errors[column - start] = error
             codes[column] = code.to(torch.uint8)
         columns[stop:].addmm_(inv_chol[start:stop, stop:].T, errors, alpha=-1)
+
+
+def refine_solution(
+    weight: torch.Tensor, hessian: torch.Tensor, solution: GptqSolution, settings: GptqSettings
+) -> GptqSolution:
+    """The same grids with codes that err less: each in turn the best, given all others.
+
+    weight, hessian: as of quantize_matrix(). The squared error, damped as it was for the solution,
+    never rises; settings say how many sweeps over all columns there are.
+    """
+    import torch
+
+    if not settings.n_sweeps:
+        return solution
+    codes = torch.empty_like(solution.codes)
+    for rows in _rows_at_once(weight):
+        part = solution.rows(rows.start, rows.stop)
+        _refine_rows(weight[rows], hessian, part, settings, into=codes[rows])
+    return dataclasses.replace(solution, codes=codes)
+
+
+def _refine_rows(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    solution: GptqSolution,
+    settings: GptqSettings,
+    *,
+    into: torch.Tensor,
+) -> None:
+    scales = solution.scales.T.to(hessian.dtype).contiguous()
+    zeros = solution.zeros.T.to(hessian.dtype).contiguous()
+    group_of = solution.group_of.tolist()
+
+    def nearest_in(block: slice) -> Nearest:
+        groups = group_of[block]
+
+        def nearest(column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            scale, zero = scales[groups[column]], zeros[groups[column]]
+            code = round_to_codes(wanted, scale, zero, settings)
+            return code, (code - zero) * scale
+
+        return nearest
+
+    def keep(block: slice, codes: torch.Tensor) -> None:
+        into[:, block] = codes.T
+
+    sweep_codes(
+        weight,
+        dequantize(solution).T.to(hessian.dtype).contiguous(),  # exact in float32 too
+        hessian,
+        added=solution.damp * mean_diagonal(hessian),
+        width=settings.column_chunk,
+        n_sweeps=settings.n_sweeps,
+        nearest_in=nearest_in,
+        keep=keep,
+    )
 
 
 def dequantize(solution: GptqSolution) -> torch.Tensor:
@@ -301,13 +371,13 @@ def factor_inverse(
     axes, its lower factor L is U's inverse, so that one factorization and one triangular inverse
     do. No more than three matrices of the Hessian's size live at a time, itself included.
     """
-    mean_diagonal = float(hessian.diagonal().cpu().double().mean())  # MPS has no float64
     if not bool(hessian.isfinite().all()):
         raise NumericalError("its Hessian holds NaN or Inf; the calibration inputs are damaged")
-    if mean_diagonal <= 0:
+    mean = mean_diagonal(hessian)
+    if mean <= 0:
         raise NumericalError("its Hessian is zero, no input was active; calibrate on more text")
     while True:
-        lower = _lower_factor(hessian, damp * mean_diagonal, order)
+        lower = _lower_factor(hessian, damp * mean, order)
         if lower is not None:
             break
         if damp >= MAX_DAMP:
@@ -317,6 +387,11 @@ def factor_inverse(
         damp = min(10 * damp, MAX_DAMP)
     _invert_lower(lower)
     return lower.flip(0, 1), damp
+
+
+def mean_diagonal(hessian: torch.Tensor) -> float:
+    """What damping is a fraction of."""
+    return float(hessian.diagonal().cpu().double().mean())  # MPS has no float64
 
 
 def _lower_factor(

@@ -30,7 +30,13 @@ from convert.checkpoint import Checkpoint
 from convert.errors import NumericalError, UsageError
 from convert.files import check_disk_space, refuse_existing
 from convert.fingerprint import fingerprint
-from convert.gptq import GptqSettings, GptqSolution, dequantize, quantize_matrix
+from convert.gptq import (
+    GptqSettings,
+    GptqSolution,
+    dequantize,
+    quantize_matrix,
+    refine_solution,
+)
 from convert.gptq_format import packed_arrays, packed_tensors, quantization_config
 from convert.hessian import accumulate_hessian
 from convert.layer_stream import (
@@ -173,6 +179,7 @@ def export_gptq(
         "calibration_tokens": n_calibration_tokens,
         "held_out_tokens": n_held_out,
         "clip_steps": settings.clip_steps,
+        "sweeps": settings.n_sweeps,
         "order": settings.order,
     }
     made_of = {
@@ -339,21 +346,26 @@ class _Run:
     ) -> Iterator[Chunk]:
         """Solve linears that share their inputs, put what they became in their place, and yield it.
 
-        Rows are independent, so that one solve does for all of them.
+        Rows are independent, so that one solve does for all of them. The best by the held-out
+        inputs is refined, and stays as it was where that raises their error.
         """
         import torch
 
+        hessian, held_out = statistics
         weights = {name: body.get_submodule(name).get_parameter("weight") for name in names}
         whole = torch.cat([*weights.values()]) if len(names) > 1 else weights[names[0]]
         try:
-            solutions = self._solutions(whole, *statistics)
+            solutions = self._solutions(whole, hessian, held_out)
         except NumericalError as error:
             raise NumericalError(f"{where}.{names[0]}.weight: {error}") from error
         start = 0
         for name, weight in weights.items():
             stop = start + len(weight)
-            best = min(solutions, key=lambda one: float(one[1][start:stop].sum()))[0]
+            best, errors = min(solutions, key=lambda one: float(one[1][start:stop].sum()))
             rows = best.rows(start, stop)
+            refined = refine_solution(weight, hessian, rows, self._settings)
+            if _errors(weight, refined, held_out).sum() <= errors[start:stop].sum():
+                rows = refined
             start = stop
             self._work.notes[f"{where}.{name}"] = rows.damp
             if rows.damp not in self._settings.damps:
@@ -366,13 +378,12 @@ class _Run:
     def _solutions(
         self, weight: torch.Tensor, hessian: torch.Tensor, held_out: torch.Tensor
     ) -> list[tuple[GptqSolution, torch.Tensor]]:
-        """One for each damping, with each output's squared error on the held-out inputs."""
+        """One for each damping, with its errors."""
         solutions = []
         for damp in self._settings.damps:
             settings = dataclasses.replace(self._settings, damp=damp)
             solution = quantize_matrix(weight, hessian, settings)
-            errors = held_out @ dequantize(solution).sub_(weight).T  # (n_tokens, n_out)
-            solutions.append((solution, errors.square().sum(dim=0)))
+            solutions.append((solution, _errors(weight, solution, held_out)))
         return solutions
 
     def _copied(self, name: str) -> Iterator[Chunk]:
@@ -381,6 +392,12 @@ class _Run:
         for start in range(0, info.shape[0], COPY_ROWS):
             rows = self._checkpoint.rows(name, start, min(start + COPY_ROWS, info.shape[0]))
             yield name, _narrowed(rows, info.dtype)
+
+
+def _errors(weight: torch.Tensor, solution: GptqSolution, held_out: torch.Tensor) -> torch.Tensor:
+    """Each output's squared error on the held-out inputs, (n_out,)."""
+    errors = held_out @ dequantize(solution).sub_(weight).T  # (n_tokens, n_out)
+    return errors.square().sum(dim=0)
 
 
 def _narrowed(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:

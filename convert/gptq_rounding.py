@@ -7,19 +7,18 @@ Then sweeps over all columns choose each code anew, with those on both sides as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convert.code_layout import LAYOUTS, code_values, replace_codes
+from convert.code_sweep import AT_ONCE, Nearest, sweep_codes
 from convert.decode import decode_rows
 from convert.encode import ByteArray, Float32Array, QuantType, block_size, encode_rows, row_nbytes
+from convert.gptq import mean_diagonal
 
 if TYPE_CHECKING:
     import torch
-
-AT_ONCE = 32  # columns of a block fixed before the others of it are brought up to date
 
 
 def round_matrix(
@@ -68,68 +67,36 @@ def refine_codes(
 
     weight: (n_out, n_in) float32. hessian: (n_in, n_in), damped by `damp` of its mean diagonal.
     The damped squared error never rises, and at rest no code alone can lower it.
-    Source: Behdin et al. 2023, "QuantEase: Optimization-based Quantization for Language Models".
     """
     import torch
 
     n_in = weight.shape[1]
     width = block_size(quant_type)
     block_nbytes = row_nbytes(quant_type, width)
-    blocks = blocks.copy()
-    columns = torch.from_numpy(decode_rows(blocks, quant_type, n_in).T.copy()).to(hessian)
-    added = damp * hessian.diagonal().mean()
-    errors = weight.T.to(hessian) - columns  # (n_in, n_out)
-    pulls = (hessian @ errors).add_(added * errors)  # half the gradient, downhill
-    del errors
-    for _ in range(n_sweeps):
-        for index, start in enumerate(range(0, n_in, width)):
-            stop = start + width
-            place = slice(index * block_nbytes, (index + 1) * block_nbytes)
-            damped = hessian[start:stop, start:stop].clone()
-            damped.diagonal().add_(added)
-            codes, changes = _best_codes(
-                columns[start:stop],
-                pulls[start:stop].clone(),
-                damped,
-                np.ascontiguousarray(blocks[:, place]),
-                quant_type,
-            )
-            blocks[:, place] = replace_codes(
-                blocks[:, place], codes.T.contiguous().cpu().numpy(), quant_type
-            )
-            pulls.addmm_(hessian[:, start:stop], changes, alpha=-1)
-            pulls[start:stop] -= added * changes
-    return blocks
+    refined = blocks.copy()
 
+    def encoded(block: slice) -> ByteArray:
+        index = block.start // width
+        return refined[:, index * block_nbytes : (index + 1) * block_nbytes]
 
-def _best_codes(
-    columns: torch.Tensor,
-    pulls: torch.Tensor,
-    hessian: torch.Tensor,
-    blocks: ByteArray,
-    quant_type: QuantType,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of one block's columns, (width, n_out) uint8, and by how much each value changed.
+    def nearest_in(block: slice) -> Nearest:
+        return _nearest_code(np.ascontiguousarray(encoded(block)), quant_type, like=hessian)
 
-    columns, pulls: (width, n_out); they are changed.
-    """
-    import torch
+    def keep(block: slice, codes: torch.Tensor) -> None:
+        changed = replace_codes(encoded(block), codes.T.contiguous().cpu().numpy(), quant_type)
+        encoded(block)[:] = changed
 
-    wanted = torch.empty_like(columns)
-    nearest = _nearest_code(blocks, quant_type, wanted)
-    codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
-    changes = torch.empty_like(columns)
-    for start in range(0, len(columns), AT_ONCE):
-        stop = min(start + AT_ONCE, len(columns))
-        for column in range(start, stop):
-            wanted[column] = columns[column] + pulls[column] / hessian[column, column]
-            code, value = nearest(column)
-            codes[column], changes[column] = code.to(torch.uint8), value - columns[column]
-            columns[column] = value
-            coming = slice(column + 1, stop)
-            pulls[coming].addr_(hessian[coming, column], changes[column], alpha=-1)
-        pulls[stop:].addmm_(hessian[stop:, start:stop], changes[start:stop], alpha=-1)
-    return codes, changes
+    sweep_codes(
+        weight,
+        torch.from_numpy(decode_rows(blocks, quant_type, n_in).T.copy()).to(hessian),
+        hessian,
+        added=damp * mean_diagonal(hessian),
+        width=width,
+        n_sweeps=n_sweeps,
+        nearest_in=nearest_in,
+        keep=keep,
+    )
+    return refined
 
 
 def _fix_columns(
@@ -141,13 +108,13 @@ def _fix_columns(
     """
     import torch
 
-    nearest = _nearest_code(blocks, quant_type, columns)
+    nearest = _nearest_code(blocks, quant_type, like=columns)
     codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
     errors = torch.empty_like(columns)
     for start in range(0, len(columns), AT_ONCE):
         stop = min(start + AT_ONCE, len(columns))
         for column in range(start, stop):
-            code, rounded = nearest(column)
+            code, rounded = nearest(column, columns[column])
             errors[column] = (columns[column] - rounded) / inv_chol[column, column]
             codes[column] = code.to(torch.uint8)
             coming = slice(column + 1, stop)
@@ -156,10 +123,8 @@ def _fix_columns(
     return codes, errors
 
 
-def _nearest_code(
-    blocks: ByteArray, quant_type: QuantType, columns: torch.Tensor
-) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
-    """A function of the column: the codes nearest to it as it is, and what they are worth."""
+def _nearest_code(blocks: ByteArray, quant_type: QuantType, *, like: torch.Tensor) -> Nearest:
+    """The codes of one block. like: a tensor of the dtype and on the device that are wanted."""
     import torch
 
     layout = LAYOUTS[quant_type]
@@ -167,14 +132,14 @@ def _nearest_code(
 
     def values_of(codes: range) -> torch.Tensor:  # (n_codes, width, n_out)
         values = torch.from_numpy(code_values(blocks, codes, quant_type)).transpose(1, 2)
-        return values.to(columns).contiguous()
+        return values.to(like).contiguous()
 
     if not layout.is_affine:
         table = values_of(range(lowest, highest + 1))
 
-        def from_table(column: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def from_table(column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             worth = table[:, column]  # (n_codes, n_out)
-            code = (columns[column] - worth).abs().argmin(dim=0)
+            code = (wanted - worth).abs().argmin(dim=0)
             return code + lowest, worth.gather(0, code[None])[0]
 
         return from_table
@@ -184,8 +149,8 @@ def _nearest_code(
     is_flat = step == 0  # a scale of 0: all codes are worth the same
     divisor = torch.where(is_flat, 1, step)
 
-    def from_steps(column: int) -> tuple[torch.Tensor, torch.Tensor]:
-        code = ((columns[column] - low[column]) / divisor[column]).round()
+    def from_steps(column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        code = ((wanted - low[column]) / divisor[column]).round()
         code = code.clamp(0, highest - lowest).masked_fill(is_flat[column], 0)
         return code + lowest, low[column] + code * step[column]
 

@@ -13,9 +13,10 @@ from convert.gptq import (
     dequantize,
     factor_inverse,
     quantize_matrix,
+    refine_solution,
     round_to_codes,
 )
-from tests.oracles.gptq_twin import gptq_twin
+from tests.oracles.gptq_twin import Twin, gptq_twin, sweep_twin
 
 
 def problem(
@@ -28,6 +29,28 @@ def problem(
     mixing *= torch.logspace(0, -2, n_in, dtype=torch.float64)[:, None]
     inputs = torch.randn(n_tokens, n_in, generator=rng, dtype=torch.float64) @ mixing
     return weight, 2 * inputs.T @ inputs / n_tokens
+
+
+def solve(
+    weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSettings | None = None
+) -> GptqSolution:
+    """As the exporter does it."""
+    settings = settings or GptqSettings()
+    solution = quantize_matrix(weight, hessian, settings)
+    return refine_solution(weight, hessian, solution, settings)
+
+
+def twin_of(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSettings) -> Twin:
+    return gptq_twin(
+        weight.numpy(),
+        hessian.numpy(),
+        bits=settings.bits,
+        group_size=settings.columns_per_group(weight.shape[1]),
+        damp=settings.damp,
+        clip_steps=settings.clip_steps,
+        symmetric=settings.symmetric,
+        order=settings.order,
+    )
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:
@@ -61,20 +84,40 @@ def test_codes_equal_the_papers(
         column_chunk=48,
     )
     solution = quantize_matrix(weight, hessian, settings)
-    twin = gptq_twin(
-        weight.numpy(),
-        hessian.numpy(),
-        bits=bits,
-        group_size=settings.columns_per_group(128),
-        damp=0.02,
-        clip_steps=clip_steps,
-        symmetric=symmetric,
-        order=order,
-    )
+    twin = twin_of(weight, hessian, settings)
     np.testing.assert_array_equal(solution.group_of.numpy(), twin.group_of)
     np.testing.assert_array_equal(solution.scales.numpy(), twin.scales.astype(np.float16))
     np.testing.assert_array_equal(solution.zeros.numpy(), twin.zeros)
     np.testing.assert_array_equal(solution.codes.numpy(), twin.codes)
+
+
+@pytest.mark.parametrize("n_sweeps", [0, 1, 3])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+def test_refined_codes_equal_those_of_trying_all(
+    n_sweeps: int, symmetric: bool, order: str
+) -> None:
+    """Catches a gradient not kept up, another column's grid, and a damping that is left out."""
+    weight, hessian = problem(n_out=3)
+    settings = GptqSettings(
+        bits=3,
+        group_size=32,
+        symmetric=symmetric,
+        order=order,
+        damp=0.2,
+        n_sweeps=n_sweeps,
+        column_chunk=48,
+    )
+    solution = quantize_matrix(weight, hessian, settings)
+    refined = refine_solution(weight, hessian, solution, settings)
+    twin = twin_of(weight, hessian, settings)
+    expected = sweep_twin(
+        weight.numpy(), hessian.numpy(), twin, bits=3, damp=0.2, n_sweeps=n_sweeps
+    )
+    np.testing.assert_array_equal(refined.codes.numpy(), expected)
+    assert refined.scales is solution.scales
+    n_changed = (refined.codes != solution.codes).sum()
+    assert n_changed > 0 if n_sweeps else n_changed == 0
 
 
 def test_orders_agree_where_activity_falls() -> None:
@@ -115,8 +158,8 @@ def test_zeros_are_what_version_1_can_store() -> None:
 def test_column_chunk_does_not_matter(column_chunk: int) -> None:
     """Catches global and local column indices mixed up, and groups that a chunk cuts."""
     weight, hessian = problem(n_in=256)
-    whole = quantize_matrix(weight, hessian, GptqSettings(group_size=64, column_chunk=128))
-    other = quantize_matrix(weight, hessian, GptqSettings(group_size=64, column_chunk=column_chunk))
+    whole = solve(weight, hessian, GptqSettings(group_size=64, column_chunk=128))
+    other = solve(weight, hessian, GptqSettings(group_size=64, column_chunk=column_chunk))
     assert torch.equal(whole.scales, other.scales)
     assert torch.equal(whole.codes, other.codes)
 
@@ -124,9 +167,9 @@ def test_column_chunk_does_not_matter(column_chunk: int) -> None:
 def test_rows_are_independent() -> None:
     """Catches anything shared between outputs."""
     weight, hessian = problem()
-    together = quantize_matrix(weight, hessian, GptqSettings())
+    together = solve(weight, hessian)
     for row in range(len(weight)):
-        alone = quantize_matrix(weight[row : row + 1], hessian, GptqSettings())
+        alone = solve(weight[row : row + 1], hessian)
         assert torch.equal(alone.codes[0], together.codes[row])
 
 
@@ -134,9 +177,9 @@ def test_rows_are_independent() -> None:
 def test_rows_at_once_do_not_matter(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches rows that end up in another's place, or are left out at the end."""
     weight, hessian = problem()
-    whole = quantize_matrix(weight, hessian, GptqSettings(order=order))
+    whole = solve(weight, hessian, GptqSettings(order=order))
     monkeypatch.setattr(gptq, "CACHED_ROWS", 4)
-    parts = quantize_matrix(weight, hessian, GptqSettings(order=order))
+    parts = solve(weight, hessian, GptqSettings(order=order))
     assert torch.equal(parts.codes, whole.codes)
     assert torch.equal(parts.scales, whole.scales)
 
@@ -144,8 +187,8 @@ def test_rows_at_once_do_not_matter(order: str, monkeypatch: pytest.MonkeyPatch)
 def test_the_hessians_scale_does_not_matter() -> None:
     """Catches damping that is absolute, not a fraction of the mean diagonal."""
     weight, hessian = problem()
-    one = quantize_matrix(weight, hessian, GptqSettings())
-    other = quantize_matrix(weight, hessian * 2.0**20, GptqSettings())
+    one = solve(weight, hessian)
+    other = solve(weight, hessian * 2.0**20)
     assert torch.equal(one.codes, other.codes)
 
 
@@ -154,7 +197,7 @@ def test_inputs_are_not_changed(n_out: int) -> None:
     """Catches damping or updates done in the caller's arrays; one row transposes without a copy."""
     weight, hessian = problem(n_out)
     before = weight.clone(), hessian.clone()
-    quantize_matrix(weight, hessian, GptqSettings())
+    solve(weight, hessian)
     assert torch.equal(weight, before[0])
     assert torch.equal(hessian, before[1])
 
@@ -162,11 +205,11 @@ def test_inputs_are_not_changed(n_out: int) -> None:
 def test_float32_and_threads_change_no_more_than_ties() -> None:
     """Catches arithmetic that needs float64: in float32, and threaded, codes differ by rounding."""
     weight, hessian = problem(n_out=64, n_in=256)
-    exact = quantize_matrix(weight, hessian, GptqSettings())
+    exact = solve(weight, hessian)
     n_threads = torch.get_num_threads()
     for n in (1, 2):
         torch.set_num_threads(n)
-        single = quantize_matrix(weight.float(), hessian.float(), GptqSettings())
+        single = solve(weight.float(), hessian.float())
         assert (single.codes == exact.codes).double().mean() > 0.99
         assert output_error(weight, dequantize(single), hessian) == pytest.approx(
             output_error(weight, dequantize(exact), hessian), rel=0.01

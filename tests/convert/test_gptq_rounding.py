@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert import gptq_rounding
+from convert import code_sweep, gptq_rounding
 from convert.calibrate import Calibration, CalibrationSettings, calibrate, plan_calibration
 from convert.checkpoint import Checkpoint
 from convert.code_layout import LAYOUTS, code_values, read_codes, replace_codes
@@ -62,8 +62,9 @@ def test_columns_at_once_do_not_matter(n_at_once: int, monkeypatch: pytest.Monke
     weight, hessian, _ = problem(6)
     for quant_type in (QuantType.Q4_K, QuantType.Q6_K, QuantType.IQ4_XS):
         found = []
-        for n in (gptq_rounding.AT_ONCE, n_at_once):
+        for n in (code_sweep.AT_ONCE, n_at_once):
             monkeypatch.setattr(gptq_rounding, "AT_ONCE", n)
+            monkeypatch.setattr(code_sweep, "AT_ONCE", n)
             blocks = rounded(weight, quant_type, hessian)
             refined = refine_codes(
                 weight, blocks, quant_type, hessian=hessian, damp=0.1, n_sweeps=2

@@ -58,6 +58,26 @@ def gptq_twin(
     return Twin(codes, scales, zeros, group_of)
 
 
+def sweep_twin(
+    weight: Floats, hessian: Floats, twin: Twin, *, bits: int, damp: float, n_sweeps: int
+) -> Ints:
+    """Codes after sweeps from left to right, each the one of all with the least squared error.
+
+    Behdin et al. 2023, algorithm 1, without its closed formula: every code is tried.
+    """
+    n_out, n_in = weight.shape
+    damped = hessian + damp * np.trace(hessian) / n_in * np.eye(n_in)
+    codes = twin.codes.copy()
+    for row in range(n_out):
+        scales, zeros = twin.scales[row][twin.group_of], twin.zeros[row][twin.group_of]
+        for column in list(range(n_in)) * n_sweeps:
+            tried = np.tile(codes[row], (2**bits, 1))
+            tried[:, column] = range(2**bits)
+            errors = weight[row] - (tried - zeros) * scales
+            codes[row, column] = np.argmin(((errors @ damped) * errors).sum(axis=1))
+    return codes
+
+
 def column_groups(activity: Floats, group_size: int, order: str) -> list[tuple[int, list[int]]]:
     """Groups in the order of work, each with its index and its columns in the order of work."""
     n_in = len(activity)
