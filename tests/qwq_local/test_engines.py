@@ -186,18 +186,23 @@ def test_a_seed_gives_the_same_reply_again(qwq: QwQ) -> None:
 
 
 def test_ids_know_how_likely_they_were(qwq: QwQ) -> None:
-    """Would catch the logprobs of another position, or of what the sampler chain made of them."""
+    """Would catch the logprobs of another position, or of what the sampler chain made of them.
+
+    bf16 activations move most logits by a hundredth of the logits' spread, a few by a quarter.
+    """
     ids = ids_of(qwq)
     sampling = Sampling(temperature=1.5, presence_penalty=1.0, top_logprobs=3)
     made = list(qwq.engine.generate(ids, sampling=sampling, seed=3, max_tokens=12, stop_ids=()))
     rows = logits(qwq, [*ids, *made])[len(ids) - 1 : -1].astype(np.float64)
     expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    off: list[float] = []  # in units of the spread
     for token_id, row in zip(made, expected, strict=True):
         assert isinstance(token_id, ScoredId)
-        top = [logprob for _, logprob in token_id.top]
-        np.testing.assert_allclose(token_id.logprob, row[token_id], atol=0.1 * row.std())
-        np.testing.assert_allclose(top, np.sort(row)[:-4:-1], atol=0.1 * row.std())
-        assert [row[i] for i, _ in token_id.top] == pytest.approx(top, abs=0.1 * row.std())
+        top_ids, top = zip(*token_id.top, strict=True)
+        wanted = [row[token_id], *np.sort(row)[:-4:-1], *row[list(top_ids)]]
+        off += list(np.abs(np.subtract([token_id.logprob, *top, *top], wanted)) / row.std())
+    assert np.median(off) < 0.02
+    assert max(off) < 0.3
     plain = qwq.engine.generate(ids, sampling=Sampling(), seed=3, max_tokens=1, stop_ids=())
     assert not isinstance(next(plain), ScoredId)
 
