@@ -185,7 +185,10 @@ class Child:
         self._listener.join()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         why = "; ".join(self._last_lines) or "it left no message"
-        return EngineError(f"process {self.pid}: it died with {how} ({why}); ask again")
+        remedy = "ask again"
+        if code == -signal.SIGILL:
+            remedy = "llama.cpp was compiled for another processor; compile it with `make setup`"
+        return EngineError(f"process {self.pid}: it died with {how} ({why}); {remedy}")
 
 
 def _widen(pipe: IO[bytes]) -> None:

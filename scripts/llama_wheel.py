@@ -2,7 +2,9 @@
 
 The block encoders live in libggml-base, which gets no -march flag from ggml's own build files, so
 the flags are given for everything. Contraction is off: a fused multiply-add rounds once where the
-reference rounds twice, and a few per cent of the blocks would differ from machine to machine.
+reference rounds twice, and a few per cent of the blocks would differ from machine to machine. AMX
+is left out: GCC 12 takes its tile configuration for 8 bytes long and drops the other 56 that ggml
+writes, so that on a Sapphire Rapids the first product with quantized weights ends the process.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ import setup
 
 PACKAGE = "llama-cpp-python"
 NATIVE_FLAGS = ("-march=native", "-mcpu=native")  # the second: Macs whose clang lacks the first
+OTHER_FLAGS = ("-ffp-contract=off", "-U__AMX_INT8__")
 BACKENDS = ("cpu", "cuda", "metal")
 
 
@@ -101,7 +104,7 @@ def plan_build(version: str) -> Build:
     machine = [platform.system(), platform.machine(), *platform.libc_ver()]
     flags: tuple[str, ...] = ()
     if compiler and known:
-        flags = (known[0], "-ffp-contract=off")
+        flags = (known[0], *OTHER_FLAGS)
         machine.append(output_of([*compiler.split(), flags[0], "-dM", "-E", "-x", "c", os.devnull]))
     else:  # Visual Studio: its default keeps contraction off, GGML_NATIVE probes the processor
         machine.append(platform.processor())

@@ -115,6 +115,12 @@ def test_a_gptq_folder_runs_in_a_process_of_its_own(gptq_folder: Path, gptq_qwq:
             qwq.engine.tokenize("?", parse_special=False)
 
 
+def test_a_build_for_another_processor_is_told_of(qwq: QwQ) -> None:
+    kill(qwq, signal.SIGILL)
+    with pytest.raises(EngineError, match=r"compiled for another processor; .* `make setup`"):
+        qwq.session(sampling=GREEDY).ask("What is 12 + 34?", max_tokens=5)
+
+
 def test_a_dead_process_is_an_error_and_the_next_turn_goes_on(qwq: QwQ) -> None:
     """Would catch an application that dies with it, hangs, or forgets what was said."""
     session = qwq.session(sampling=GREEDY)

@@ -15,7 +15,7 @@ import setup
 
 @pytest.fixture
 def build() -> llama_wheel.Build:
-    flags = ("-march=native", "-ffp-contract=off")
+    flags = ("-march=native", *llama_wheel.OTHER_FLAGS)
     return llama_wheel.Build("0.3.36", "cpu", flags, "Linux x86_64 __AVX2__ 1")
 
 
@@ -68,9 +68,16 @@ def test_a_wheel_is_kept_for_one_build_alone(build: llama_wheel.Build) -> None:
     assert build.key == replace(build).key
 
 
-def test_contraction_is_off_in_both_languages(build: llama_wheel.Build) -> None:
+def test_contraction_and_amx_are_off_in_both_languages(build: llama_wheel.Build) -> None:
+    flags = "-march=native -ffp-contract=off -U__AMX_INT8__"
     for language in ("C", "CXX"):
-        assert f"'-DCMAKE_{language}_FLAGS=-march=native -ffp-contract=off'" in build.cmake_args
+        assert f"'-DCMAKE_{language}_FLAGS={flags}'" in build.cmake_args
+
+
+def test_what_is_installed_has_no_amx() -> None:
+    import llama_cpp
+
+    assert b"AMX_INT8" not in llama_cpp.llama_print_system_info()
 
 
 def test_a_kept_wheel_is_found_again(
