@@ -1,11 +1,12 @@
-"""Where the codes of a quant type's block lie: read and replace them, scales untouched.
+"""Where the numbers of a quant type's block lie: its codes, and the scales that they count in.
 
-A code is the number that a weight becomes between its block's scales; it counts from the lowest
-value up. What a code is worth is never computed here: libggml's decoder says it.
+A code is what a weight becomes between its block's scales; it counts from the lowest value up. A
+scale is a whole number, one for some columns each, and what it counts in is a float16 number of the
+block. What any of them is worth is never computed here: libggml's decoder says it.
 Source: ggml's ggml-common.h and ggml-quants.c, the structs block_* and dequantize_row_*.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,32 +21,66 @@ Codes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """n_bits bits of every code: column -> (byte in the block, lowest bit in that byte)."""
+    """n_bits bits of every number: its index -> (byte in the block, lowest bit in that byte)."""
 
     n_bits: int
     place: Callable[[int], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class CodeLayout:
-    """The fields of a code from its lowest bits up.
+class Packed:
+    """n whole numbers of a block, each in the same fields, from their lowest bits up.
 
-    flipped: bits that are stored inverted. lowest: the least code that the encoder uses.
-    is_affine: a code's value is offset + step * code, both of its own few columns.
+    flipped: bits that are stored inverted. lowest: the least number that the encoder uses.
+    worthless: the number that stands for 0.
     """
 
+    n: int
     fields: tuple[Field, ...]
     flipped: int = 0
     lowest: int = 0
-    is_affine: bool = True
-
-    @property
-    def n_bits(self) -> int:
-        return sum(field.n_bits for field in self.fields)
+    worthless: int = 0
 
     @property
     def highest(self) -> int:
-        return (1 << self.n_bits) - 1
+        return (1 << sum(field.n_bits for field in self.fields)) - 1
+
+    def read(self, blocks: ByteArray) -> Codes:
+        """Of blocks of one column range, (n_rows, block_nbytes): (n_rows, n)."""
+        numbers = np.zeros((len(blocks), self.n), dtype=np.uint8)
+        for move in _moves(self):
+            bits = blocks[:, move.places] >> move.shift & move.mask
+            numbers[:, move.indices] |= bits << move.lowest
+        return numbers ^ np.uint8(self.flipped)
+
+    def replace(self, blocks: ByteArray, numbers: Codes) -> ByteArray:
+        """The same blocks with other numbers."""
+        stored = numbers ^ np.uint8(self.flipped)
+        replaced = blocks.copy()
+        for move in _moves(self):
+            kept = replaced[:, move.places] & ~(move.mask << move.shift)
+            part = stored[:, move.indices] >> move.lowest & move.mask
+            replaced[:, move.places] = kept | part << move.shift
+        return replaced
+
+    def fill(self, blocks: ByteArray, number: int) -> ByteArray:
+        """The same blocks with one number throughout."""
+        return self.replace(blocks, np.full((len(blocks), self.n), number, dtype=np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """A block's numbers.
+
+    scales: of the codes, then of the minimums where there are any. units: where the float16 numbers
+    lie that scales, or the codes themselves, count in. is_affine: a code's value is
+    offset + step * code, both of its own few columns.
+    """
+
+    codes: Packed
+    units: tuple[int, ...]
+    scales: tuple[Packed, ...] = ()
+    is_affine: bool = True
 
 
 def _nibbles(start: int, group: int) -> Field:
@@ -64,75 +99,144 @@ def _single(start: int) -> Field:
     return Field(1, lambda k: (start + k % 32, k // 32))
 
 
+_EIGHT_SCALES = (
+    Packed(
+        8,
+        (
+            Field(4, lambda j: (4 + j + j // 4 * 4, 0)),
+            Field(2, lambda j: (4 + j % 4, 4 + j // 4 * 2)),
+        ),
+    ),
+    Packed(
+        8,
+        (
+            Field(4, lambda j: (8 + j, j // 4 * 4)),
+            Field(2, lambda j: (8 + j % 4, 4 + j // 4 * 2)),
+        ),
+    ),
+)
+"""Q4_K's and Q5_K's, of 32 columns each: six bits, the last four's are in two pieces."""
+
 LAYOUTS = {
-    QuantType.Q8_0: CodeLayout((Field(8, lambda k: (2 + k, 0)),), flipped=0x80, lowest=1),
-    QuantType.Q4_0: CodeLayout((_nibbles(2, 32),)),
-    QuantType.Q6_K: CodeLayout((_nibbles(0, 128), _pairs(128))),
-    QuantType.Q5_K: CodeLayout((_nibbles(48, 64), _single(16))),
-    QuantType.Q4_K: CodeLayout((_nibbles(16, 64),)),
-    QuantType.Q3_K: CodeLayout((_pairs(32), _single(0))),
-    QuantType.Q2_K: CodeLayout((_pairs(16),)),
-    QuantType.IQ4_XS: CodeLayout((_nibbles(8, 32),), is_affine=False),
+    QuantType.Q8_0: BlockLayout(
+        Packed(32, (Field(8, lambda k: (2 + k, 0)),), flipped=0x80, lowest=1), units=(0,)
+    ),
+    QuantType.Q4_0: BlockLayout(Packed(32, (_nibbles(2, 32),)), units=(0,)),
+    QuantType.Q6_K: BlockLayout(
+        Packed(256, (_nibbles(0, 128), _pairs(128))),
+        units=(208,),
+        scales=(Packed(16, (Field(8, lambda j: (192 + j, 0)),), flipped=0x80, worthless=128),),
+    ),
+    QuantType.Q5_K: BlockLayout(
+        Packed(256, (_nibbles(48, 64), _single(16))), units=(0, 2), scales=_EIGHT_SCALES
+    ),
+    QuantType.Q4_K: BlockLayout(
+        Packed(256, (_nibbles(16, 64),)), units=(0, 2), scales=_EIGHT_SCALES
+    ),
+    QuantType.Q3_K: BlockLayout(
+        Packed(256, (_pairs(32), _single(0))),
+        units=(108,),
+        scales=(
+            Packed(
+                16,
+                (
+                    Field(4, lambda j: (96 + j % 8, j // 8 * 4)),
+                    Field(2, lambda j: (104 + j % 4, j // 4 * 2)),
+                ),
+                worthless=32,
+            ),
+        ),
+    ),
+    QuantType.Q2_K: BlockLayout(
+        Packed(256, (_pairs(16),)),
+        units=(80, 82),
+        scales=tuple(Packed(16, (Field(4, lambda j, bit=bit: (j, bit)),)) for bit in (0, 4)),
+    ),
+    QuantType.IQ4_XS: BlockLayout(
+        Packed(256, (_nibbles(8, 32),)),
+        units=(0,),
+        scales=(
+            Packed(
+                8,
+                (
+                    Field(4, lambda j: (4 + j // 2, j % 2 * 4)),
+                    Field(2, lambda j: (2 + j // 4, j % 4 * 2)),
+                ),
+                worthless=32,
+            ),
+        ),
+        is_affine=False,
+    ),
 }
-
-
-def read_codes(blocks: ByteArray, quant_type: QuantType) -> Codes:
-    """The codes of blocks of one column range: (n_rows, block_nbytes) to (n_rows, block_size)."""
-    codes = np.zeros((len(blocks), block_size(quant_type)), dtype=np.uint8)
-    for move in _moves(quant_type):
-        codes[:, move.columns] |= (blocks[:, move.places] >> move.shift & move.mask) << move.lowest
-    return codes ^ np.uint8(LAYOUTS[quant_type].flipped)
-
-
-def replace_codes(blocks: ByteArray, codes: Codes, quant_type: QuantType) -> ByteArray:
-    """The same blocks with other codes."""
-    stored = codes ^ np.uint8(LAYOUTS[quant_type].flipped)
-    replaced = blocks.copy()
-    for move in _moves(quant_type):
-        kept = replaced[:, move.places] & ~(move.mask << move.shift)
-        part = stored[:, move.columns] >> move.lowest & move.mask
-        replaced[:, move.places] = kept | part << move.shift
-    return replaced
 
 
 def code_values(blocks: ByteArray, codes: range, quant_type: QuantType) -> Float32Array:
     """What each of some codes is worth in each column, (n_codes, n_rows, block_size)."""
-    shape = (len(blocks), block_size(quant_type))
-    values = [
-        decode_rows(
-            replace_codes(blocks, np.full(shape, code, dtype=np.uint8), quant_type),
-            quant_type,
-            shape[1],
-        )
-        for code in codes
-    ]
-    return np.stack(values)
+    layout = LAYOUTS[quant_type]
+    return np.stack([_decoded(layout.codes.fill(blocks, code), quant_type) for code in codes])
+
+
+def scale_values(blocks: ByteArray, quant_type: QuantType) -> Iterator[tuple[Packed, Float32Array]]:
+    """Of each kind of scale, what one more of it adds to each column, (n_rows, block_size)."""
+    layout = LAYOUTS[quant_type]
+    nothing = blocks
+    for packed in layout.scales:
+        nothing = packed.fill(nothing, packed.worthless)
+    for packed in layout.scales:
+        one_more = packed.fill(nothing, packed.worthless + 1)
+        yield packed, _decoded(one_more, quant_type)
+
+
+def unit_values(blocks: ByteArray, quant_type: QuantType) -> Iterator[tuple[int, Float32Array]]:
+    """Of each unit, where it lies and what each column holds of it, (n_rows, block_size)."""
+    units = LAYOUTS[quant_type].units
+    for offset in units:
+        alone = blocks
+        for other in units:
+            alone = replace_unit(alone, other, np.full(len(blocks), other == offset, np.float16))
+        yield offset, _decoded(alone, quant_type)
+
+
+def read_unit(blocks: ByteArray, offset: int) -> npt.NDArray[np.float16]:
+    """The float16 number at a place of each block, (n_rows,)."""
+    return np.ascontiguousarray(blocks[:, offset : offset + 2]).view("<f2")[:, 0]
+
+
+def replace_unit(blocks: ByteArray, offset: int, units: npt.NDArray[np.float16]) -> ByteArray:
+    """The same blocks with other float16 numbers at a place."""
+    replaced = blocks.copy()
+    replaced[:, offset : offset + 2] = units.astype("<f2")[:, None].view(np.uint8)
+    return replaced
+
+
+def _decoded(blocks: ByteArray, quant_type: QuantType) -> Float32Array:
+    return decode_rows(blocks, quant_type, block_size(quant_type))
 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """Bits of some columns' codes that lie at the same place of as many different bytes.
+    """Bits of some numbers that lie at the same place of as many different bytes.
 
-    lowest: of the bits, in a code. shift: of the same bit, in a byte.
+    lowest: of the bits, in a number. shift: of the same bit, in a byte.
     """
 
     lowest: np.uint8
     mask: np.uint8
     shift: np.uint8
-    columns: npt.NDArray[np.intp]
+    indices: npt.NDArray[np.intp]
     places: npt.NDArray[np.intp]
 
 
 @cache
-def _moves(quant_type: QuantType) -> tuple[_Move, ...]:
-    """All bits of all codes of a block."""
+def _moves(packed: Packed) -> tuple[_Move, ...]:
+    """All bits of all numbers of a block."""
     moves = []
     lowest = 0
-    for field in LAYOUTS[quant_type].fields:
-        places, shifts = np.array([field.place(k) for k in range(block_size(quant_type))]).T
+    for field in packed.fields:
+        places, shifts = np.array([field.place(k) for k in range(packed.n)]).T
         mask = np.uint8((1 << field.n_bits) - 1)
         for shift in np.unique(shifts):
-            (columns,) = np.nonzero(shifts == shift)
-            moves.append(_Move(np.uint8(lowest), mask, np.uint8(shift), columns, places[columns]))
+            (indices,) = np.nonzero(shifts == shift)
+            moves.append(_Move(np.uint8(lowest), mask, np.uint8(shift), indices, places[indices]))
         lowest += field.n_bits
     return tuple(moves)

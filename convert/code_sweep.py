@@ -16,8 +16,11 @@ AT_ONCE = 32  # columns of a block chosen before the others of it are brought up
 Nearest = Callable[[int, "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 """Of a column of a block and the numbers it should hold: the codes nearest, and their values."""
 
+Improve = Callable[[slice, "torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Of a block: its columns, values now, pulls and damped Hessian, to the values that err less."""
 
-def sweep_codes(
+
+def sweep_blocks(
     weight: torch.Tensor,
     columns: torch.Tensor,
     hessian: torch.Tensor,
@@ -25,53 +28,53 @@ def sweep_codes(
     added: float,
     width: int,
     n_sweeps: int,
-    nearest_in: Callable[[slice], Nearest],
-    keep: Callable[[slice, torch.Tensor], None],
+    improve: Improve,
 ) -> None:
-    """Lower the squared error that codes leave, damped by `added` on the Hessian's diagonal.
+    """Lower the squared error of a quantized matrix, damped by `added` on the Hessian's diagonal.
 
-    weight: (n_out, n_in). columns: (n_in, n_out) in the Hessian's dtype, the codes' values now;
-    they become those of the new codes. width: of a block of columns. keep: gets each block's new
-    codes, (width, n_out) uint8. The error never rises, and at rest no code alone can lower it.
+    weight: (n_out, n_in). columns: (n_in, n_out) in the Hessian's dtype, the quantized values now;
+    they become the new ones. width: of a block of columns. improve: gives each block new values,
+    (width, n_out), from the old, the pulls on them (half the gradient, downhill) and the block's
+    part of the Hessian.
     """
     n_in = len(columns)
     errors = weight.T.to(columns) - columns
-    pulls = (hessian @ errors).add_(errors, alpha=added)  # half the gradient, downhill
+    pulls = (hessian @ errors).add_(errors, alpha=added)
     del errors
     for n_left in reversed(range(n_sweeps)):
         for start in range(0, n_in, width):
             block = slice(start, min(start + width, n_in))
             damped = hessian[block, block].clone()
             damped.diagonal().add_(added)
-            codes, changes = _best_codes(
-                columns[block], pulls[block].clone(), damped, nearest_in(block)
-            )
-            keep(block, codes)
+            values = improve(block, columns[block], pulls[block], damped)
+            changes = values - columns[block]
+            columns[block] = values
             read_again = slice(0 if n_left else block.stop, n_in)
             pulls[read_again].addmm_(hessian[read_again, block], changes, alpha=-1)
             if n_left:
                 pulls[block] -= added * changes
 
 
-def _best_codes(
+def best_codes(
     columns: torch.Tensor, pulls: torch.Tensor, hessian: torch.Tensor, nearest: Nearest
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of one block's columns, (width, n_out) uint8, and by how much each value changed.
+    """Codes of one block's columns, (width, n_out) uint8, and their values.
 
-    columns, pulls: (width, n_out); they are changed.
+    columns, pulls: (width, n_out). The error never rises.
     """
     import torch
 
+    values, pulls = columns.clone(), pulls.clone()
     codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
-    changes = torch.empty_like(columns)
     for start in range(0, len(columns), AT_ONCE):
         stop = min(start + AT_ONCE, len(columns))
         for column in range(start, stop):
             wanted = columns[column] + pulls[column] / hessian[column, column]
-            code, value = nearest(column, wanted)
-            codes[column], changes[column] = code.to(torch.uint8), value - columns[column]
-            columns[column] = value
+            code, values[column] = nearest(column, wanted)
+            codes[column] = code.to(torch.uint8)
             coming = slice(column + 1, stop)
-            pulls[coming].addr_(hessian[coming, column], changes[column], alpha=-1)
-        pulls[stop:].addmm_(hessian[stop:, start:stop], changes[start:stop], alpha=-1)
-    return codes, changes
+            change = values[column] - columns[column]
+            pulls[coming].addr_(hessian[coming, column], change, alpha=-1)
+        changes = values[start:stop] - columns[start:stop]
+        pulls[stop:].addmm_(hessian[stop:, start:stop], changes, alpha=-1)
+    return codes, values

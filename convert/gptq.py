@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convert.code_sweep import Nearest, sweep_codes
+from convert.code_sweep import best_codes, sweep_blocks
 from convert.errors import NumericalError, UsageError
 
 if TYPE_CHECKING:
@@ -266,7 +266,9 @@ def _refine_rows(
     zeros = solution.zeros.T.to(hessian.dtype).contiguous()
     group_of = solution.group_of.tolist()
 
-    def nearest_in(block: slice) -> Nearest:
+    def improve(
+        block: slice, columns: torch.Tensor, pulls: torch.Tensor, damped: torch.Tensor
+    ) -> torch.Tensor:
         groups = group_of[block]
 
         def nearest(column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -274,20 +276,18 @@ def _refine_rows(
             code = round_to_codes(wanted, scale, zero, settings)
             return code, (code - zero) * scale
 
-        return nearest
-
-    def keep(block: slice, codes: torch.Tensor) -> None:
+        codes, values = best_codes(columns, pulls, damped, nearest)
         into[:, block] = codes.T
+        return values
 
-    sweep_codes(
+    sweep_blocks(
         weight,
         dequantize(solution).T.to(hessian.dtype).contiguous(),  # exact in float32 too
         hessian,
         added=solution.damp * mean_diagonal(hessian),
         width=settings.column_chunk,
         n_sweeps=settings.n_sweeps,
-        nearest_in=nearest_in,
-        keep=keep,
+        improve=improve,
     )
 
 

@@ -1,60 +1,68 @@
 """K-quants with GPTQ rounding: scales as the encoder finds them, codes chosen with the Hessian.
 
-Block by block from left to right: the encoder finds the scales for the columns as they are by then,
-the codes are fixed column by column, and each rounding error is spread over the columns to come.
-Then sweeps over all columns choose each code anew, with those on both sides as they are.
+Columns are fixed from the most active down, wherever their blocks lie, and each rounding error is
+spread over the columns to come. Then sweeps over all blocks choose each code, each scale and each
+unit anew, with all others as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convert.code_layout import LAYOUTS, code_values, replace_codes
-from convert.code_sweep import AT_ONCE, Nearest, sweep_codes
+from convert.code_layout import (
+    LAYOUTS,
+    Codes,
+    code_values,
+    read_unit,
+    replace_unit,
+    scale_values,
+    unit_values,
+)
+from convert.code_sweep import AT_ONCE, best_codes, sweep_blocks
 from convert.decode import decode_rows
-from convert.encode import ByteArray, Float32Array, QuantType, block_size, encode_rows, row_nbytes
+from convert.encode import ByteArray, Float32Array, QuantType, block_size, row_nbytes
 from convert.gptq import mean_diagonal
 
 if TYPE_CHECKING:
     import torch
 
+ROWS_AT_ONCE = 1024
+COLUMN_CHUNK = 256  # columns solved before the lazy update of the rest
+
 
 def round_matrix(
     weight: torch.Tensor,
+    blocks: ByteArray,
     quant_type: QuantType,
     *,
     inv_chol: torch.Tensor,
-    importance: Float32Array,
+    order: torch.Tensor,
 ) -> ByteArray:
-    """Encode a matrix so that its output on the Hessian's inputs changes least.
+    """The same blocks with codes by which the output on the Hessian's inputs changes least.
 
-    weight: (n_out, n_in) float32. inv_chol: (n_in, n_in), of gptq.factor_inverse().
-    importance: (n_in,), for the encoder's choice of scales.
-    Returns (n_out, row_nbytes) uint8. Raises OverflowError as encode_rows() does.
-    Source: Frantar et al. 2022 (GPTQ), algorithm 1, with a block's columns as its lazy batch.
+    weight: (n_out, n_in) float32. blocks: its encoding, (n_out, row_nbytes), whose scales stay.
+    order: (n_in,), in which columns are fixed. inv_chol: (n_in, n_in), of gptq.factor_inverse() in
+    that order.
+    Source: Frantar et al. 2022 (GPTQ), algorithm 1, with the scales given.
     """
+    import torch
+
     n_out, n_in = weight.shape
-    width = block_size(quant_type)
-    columns = weight.T.to(inv_chol.dtype, copy=True).contiguous()  # (n_in, n_out)
-    encoded = np.empty((n_out, row_nbytes(quant_type, n_in)), dtype=np.uint8)
-    block_nbytes = row_nbytes(quant_type, width)
-    for index, start in enumerate(range(0, n_in, width)):
-        stop = start + width
-        rows = columns[start:stop].T.float().cpu().numpy()
-        blocks = encode_rows(rows, quant_type, importance=importance[start:stop])
-        codes, errors = _fix_columns(
-            columns[start:stop], inv_chol[start:stop, start:stop], blocks, quant_type
-        )
-        encoded[:, index * block_nbytes : (index + 1) * block_nbytes] = replace_codes(
-            blocks, codes.T.contiguous().cpu().numpy(), quant_type
-        )
-        columns[stop:].addmm_(inv_chol[start:stop, stop:].T, errors, alpha=-1)
-    return encoded
+    codes = np.empty((n_out, n_in), dtype=np.uint8)
+    for start in range(0, n_out, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        columns = weight[rows].T.to(inv_chol.dtype).index_select(0, order)
+        grid = _Grid.of(_apart(blocks[rows], quant_type), quant_type, like=columns).taken(order)
+        fixed = _fix_columns(columns, inv_chol, grid)
+        codes[rows] = torch.empty_like(fixed).index_copy_(0, order, fixed).T.cpu().numpy()
+    return _with_codes(blocks, codes, quant_type)
 
 
-def refine_codes(
+def refine_blocks(
     weight: torch.Tensor,
     blocks: ByteArray,
     quant_type: QuantType,
@@ -63,95 +71,187 @@ def refine_codes(
     damp: float,
     n_sweeps: int,
 ) -> ByteArray:
-    """The same blocks with codes that err less: each in turn the best, given all others.
+    """Blocks that err less: each code, scale and unit in turn the best, given all the others.
 
     weight: (n_out, n_in) float32. hessian: (n_in, n_in), damped by `damp` of its mean diagonal.
-    The damped squared error never rises, and at rest no code alone can lower it.
+    The damped squared error never rises, and at rest no number alone can lower it.
     """
-    import torch
-
-    n_in = weight.shape[1]
     width = block_size(quant_type)
     block_nbytes = row_nbytes(quant_type, width)
     refined = blocks.copy()
 
-    def encoded(block: slice) -> ByteArray:
+    def improve(
+        block: slice, columns: torch.Tensor, pulls: torch.Tensor, damped: torch.Tensor
+    ) -> torch.Tensor:
         index = block.start // width
-        return refined[:, index * block_nbytes : (index + 1) * block_nbytes]
+        place = slice(index * block_nbytes, (index + 1) * block_nbytes)
+        old = np.ascontiguousarray(refined[:, place])
+        grid = _Grid.of(old, quant_type, like=columns)
+        codes, values = best_codes(columns, pulls, damped, grid.nearest)
+        new = _with_codes(old, codes.T.contiguous().cpu().numpy(), quant_type)
+        new = _fit_scales(new, quant_type, pulls - damped @ (values - columns), damped)
+        refined[:, place] = new
+        return _as_columns(decode_rows(new, quant_type, width), like=columns)
 
-    def nearest_in(block: slice) -> Nearest:
-        return _nearest_code(np.ascontiguousarray(encoded(block)), quant_type, like=hessian)
-
-    def keep(block: slice, codes: torch.Tensor) -> None:
-        changed = replace_codes(encoded(block), codes.T.contiguous().cpu().numpy(), quant_type)
-        encoded(block)[:] = changed
-
-    sweep_codes(
+    sweep_blocks(
         weight,
-        torch.from_numpy(decode_rows(blocks, quant_type, n_in).T.copy()).to(hessian),
+        _as_columns(decode_rows(blocks, quant_type, weight.shape[1]), like=hessian),
         hessian,
         added=damp * mean_diagonal(hessian),
         width=width,
         n_sweeps=n_sweeps,
-        nearest_in=nearest_in,
-        keep=keep,
+        improve=improve,
     )
     return refined
 
 
-def _fix_columns(
-    columns: torch.Tensor, inv_chol: torch.Tensor, blocks: ByteArray, quant_type: QuantType
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of one block's columns, (width, n_out) uint8, and errors over the factor's diagonal.
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """What codes are worth in each column: its lowest value, and a part of its span more.
 
-    columns: (width, n_out); they are changed.
+    low, span: (n_columns, n_out). parts: (n_codes,), of the span, rising from 0 to 1; None where
+    they are even.
+    """
+
+    low: torch.Tensor
+    span: torch.Tensor
+    parts: torch.Tensor | None
+    lowest: int
+    highest: int
+
+    @classmethod
+    def of(cls, blocks: ByteArray, quant_type: QuantType, *, like: torch.Tensor) -> _Grid:
+        """blocks: (n_blocks, block_nbytes); every len(blocks) / n_out of them make up a row."""
+        import torch
+
+        layout = LAYOUTS[quant_type]
+        lowest, highest = layout.codes.lowest, layout.codes.highest
+        ends = code_values(blocks, range(lowest, highest + 1, highest - lowest), quant_type)
+        low, high = (_as_columns(end.reshape(like.shape[1], -1), like=like) for end in ends)
+        parts = None
+        if not layout.is_affine:
+            parts = torch.from_numpy(_parts(quant_type)).to(like)
+        return cls(low, high.sub_(low), parts, lowest, highest)
+
+    def taken(self, order: torch.Tensor) -> _Grid:
+        """The same with its columns in another order."""
+        low, span = (values.index_select(0, order) for values in (self.low, self.span))
+        return _Grid(low, span, self.parts, self.lowest, self.highest)
+
+    def nearest(self, column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes nearest to the numbers that a column should hold, and their values."""
+        import torch
+
+        low, span = self.low[column], self.span[column]
+        part = torch.where(span == 0, 0, (wanted - low) / span)  # 0: all codes are worth the same
+        if self.parts is None:
+            n_steps = self.highest - self.lowest
+            code = (part * n_steps).round().clamp(0, n_steps)
+            return code + self.lowest, low + code * (span / n_steps)
+        code = torch.bucketize(part, (self.parts[1:] + self.parts[:-1]) / 2)
+        return code + self.lowest, low + self.parts[code] * span
+
+
+def _parts(quant_type: QuantType) -> Float32Array:
+    """What part of its span each code of a type adds, read off a block whose scales are 1."""
+    layout = LAYOUTS[quant_type]
+    block = np.zeros((1, row_nbytes(quant_type, block_size(quant_type))), dtype=np.uint8)
+    for packed in layout.scales:
+        block = packed.fill(block, packed.worthless + 1)
+    for offset in layout.units:
+        block = replace_unit(block, offset, np.ones(1, np.float16))
+    values = code_values(block, range(layout.codes.lowest, layout.codes.highest + 1), quant_type)
+    worth: Float32Array = values[:, 0, 0]
+    return (worth - worth[0]) / (worth[-1] - worth[0])
+
+
+def _fix_columns(columns: torch.Tensor, inv_chol: torch.Tensor, grid: _Grid) -> torch.Tensor:
+    """Codes of columns in the order of the factor and the grid, (n_in, n_out) uint8.
+
+    columns: (n_in, n_out), used up.
     """
     import torch
 
-    nearest = _nearest_code(blocks, quant_type, like=columns)
     codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
-    errors = torch.empty_like(columns)
-    for start in range(0, len(columns), AT_ONCE):
-        stop = min(start + AT_ONCE, len(columns))
-        for column in range(start, stop):
-            code, rounded = nearest(column, columns[column])
-            errors[column] = (columns[column] - rounded) / inv_chol[column, column]
-            codes[column] = code.to(torch.uint8)
-            coming = slice(column + 1, stop)
-            columns[coming].addr_(inv_chol[column, coming], errors[column], alpha=-1)
-        columns[stop:].addmm_(inv_chol[start:stop, stop:].T, errors[start:stop], alpha=-1)
-    return codes, errors
+    for chunk in _pieces(0, len(columns), COLUMN_CHUNK):
+        errors = torch.empty_like(columns[chunk])
+        for piece in _pieces(chunk.start, chunk.stop, AT_ONCE):
+            for column in range(piece.start, piece.stop):
+                code, rounded = grid.nearest(column, columns[column])
+                error = (columns[column] - rounded) / inv_chol[column, column]
+                coming = slice(column + 1, piece.stop)
+                columns[coming].addr_(inv_chol[column, coming], error, alpha=-1)
+                codes[column], errors[column - chunk.start] = code.to(torch.uint8), error
+            rest = slice(piece.stop, chunk.stop)
+            made = errors[piece.start - chunk.start : piece.stop - chunk.start]
+            columns[rest].addmm_(inv_chol[piece, rest].T, made, alpha=-1)
+        columns[chunk.stop :].addmm_(inv_chol[chunk, chunk.stop :].T, errors, alpha=-1)
+    return codes
 
 
-def _nearest_code(blocks: ByteArray, quant_type: QuantType, *, like: torch.Tensor) -> Nearest:
-    """The codes of one block. like: a tensor of the dtype and on the device that are wanted."""
+def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
+
+
+def _fit_scales(
+    blocks: ByteArray, quant_type: QuantType, pulls: torch.Tensor, hessian: torch.Tensor
+) -> ByteArray:
+    """Blocks of one column range with each scale and each unit in turn the best.
+
+    pulls: (width, n_out), on the values now; they are changed. hessian: (width, width), damped.
+    """
     import torch
 
-    layout = LAYOUTS[quant_type]
-    lowest, highest = layout.lowest, layout.highest
+    for packed, values in scale_values(blocks, quant_type):
+        worth = _as_columns(values, like=hessian)
+        scales = _as_columns(packed.read(blocks), like=hessian)  # (n_scales, n_out)
+        for scale, part in zip(scales, _pieces(0, len(worth), len(worth) // packed.n), strict=True):
+            step, reach = _best_step(worth, pulls, hessian, part)
+            best = (scale + step).round().clamp(packed.lowest, packed.highest)
+            pulls -= reach * (best - scale)
+            scale.copy_(best)
+        blocks = packed.replace(blocks, scales.T.to(torch.uint8).contiguous().cpu().numpy())
+    for offset, values in unit_values(blocks, quant_type):
+        unit = torch.from_numpy(read_unit(blocks, offset)).to(hessian)
+        worth = _as_columns(values, like=hessian)
+        step, reach = _best_step(worth, pulls, hessian, slice(None))
+        best = (unit + step).half().to(unit)
+        best = torch.where(best.isfinite(), best, unit)
+        pulls -= reach * (best - unit)
+        blocks = replace_unit(blocks, offset, best.half().cpu().numpy())
+    return blocks
 
-    def values_of(codes: range) -> torch.Tensor:  # (n_codes, width, n_out)
-        values = torch.from_numpy(code_values(blocks, codes, quant_type)).transpose(1, 2)
-        return values.to(like).contiguous()
 
-    if not layout.is_affine:
-        table = values_of(range(lowest, highest + 1))
+def _best_step(
+    worth: torch.Tensor, pulls: torch.Tensor, hessian: torch.Tensor, part: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much more of a number lowers the error most, (n_out,), and what one more pulls away.
 
-        def from_table(column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            worth = table[:, column]  # (n_codes, n_out)
-            code = (wanted - worth).abs().argmin(dim=0)
-            return code + lowest, worth.gather(0, code[None])[0]
+    worth: (width, n_out), what one more adds to the columns; it acts on a part of them.
+    """
+    import torch
 
-        return from_table
+    reach = hessian[:, part] @ worth[part]  # (width, n_out)
+    curvature = (worth[part] * reach[part]).sum(dim=0)
+    slope = (worth[part] * pulls[part]).sum(dim=0)
+    return torch.where(curvature > 0, slope / curvature, 0), reach
 
-    low, high = values_of(range(lowest, highest + 1, highest - lowest))
-    step = (high - low) / (highest - lowest)
-    is_flat = step == 0  # a scale of 0: all codes are worth the same
-    divisor = torch.where(is_flat, 1, step)
 
-    def from_steps(column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        code = ((wanted - low[column]) / divisor[column]).round()
-        code = code.clamp(0, highest - lowest).masked_fill(is_flat[column], 0)
-        return code + lowest, low[column] + code * step[column]
+def _apart(blocks: ByteArray, quant_type: QuantType) -> ByteArray:
+    """Rows of blocks as blocks, one below the other."""
+    return blocks.reshape(-1, row_nbytes(quant_type, block_size(quant_type)))
 
-    return from_steps
+
+def _with_codes(blocks: ByteArray, codes: Codes, quant_type: QuantType) -> ByteArray:
+    """Rows of blocks with other codes, (n_out, n_in)."""
+    packed = LAYOUTS[quant_type].codes
+    replaced = packed.replace(_apart(blocks, quant_type), codes.reshape(-1, packed.n))
+    return replaced.reshape(blocks.shape)
+
+
+def _as_columns(rows: Float32Array | Codes, *, like: torch.Tensor) -> torch.Tensor:
+    """Rows of numbers as contiguous columns, in the dtype and on the device of `like`."""
+    import torch
+
+    return torch.from_numpy(rows).to(like).T.contiguous()

@@ -18,11 +18,11 @@ from convert.calibrate import Calibration
 from convert.checkpoint import Checkpoint
 from convert.code_layout import LAYOUTS
 from convert.decode import decode_rows
-from convert.encode import ByteArray, QuantType, encode_rows
+from convert.encode import ByteArray, Float32Array, QuantType, encode_rows
 from convert.errors import NumericalError
 from convert.estimate import Estimate, estimate_rounding
 from convert.gptq import factor_inverse
-from convert.gptq_rounding import refine_codes, round_matrix
+from convert.gptq_rounding import refine_blocks, round_matrix
 from convert.layer_stream import INPUT_SITES, threads_for
 
 if TYPE_CHECKING:
@@ -148,17 +148,17 @@ class GptqRounding:
                 for quant_type in sorted(self._wanted.get(name, ()))
             ]
             for one in candidates:
-                plain = encode_rows(one.weight.cpu().numpy(), one.quant_type, importance=importance)
-                one.offer(plain, None)
+                one.offer_plain(importance)
             hessian = statistics["hessian"].to(self._device)
+            order = hessian.diagonal().argsort(descending=True, stable=True)
             for damp in DAMPS:
                 try:
-                    inv_chol, used_damp = factor_inverse(hessian, damp)
+                    inv_chol, used_damp = factor_inverse(hessian, damp, order)
                 except NumericalError as error:
                     raise NumericalError(f"{names[0]}: {error}") from error
                 for one in candidates:
                     blocks = round_matrix(
-                        one.weight, one.quant_type, inv_chol=inv_chol, importance=importance
+                        one.weight, one.plain, one.quant_type, inv_chol=inv_chol, order=order
                     )
                     one.offer(blocks, used_damp)
                 del inv_chol
@@ -183,6 +183,12 @@ class _Candidates:
         self._plain_error = self._error = float("inf")
         self._damp: float | None = None
 
+    def offer_plain(self, importance: Float32Array) -> None:
+        """Encode with importance alone; it comes first, and all others take its scales."""
+        rows = self.weight.cpu().numpy()
+        self.plain = encode_rows(rows, self.quant_type, importance=importance)
+        self.offer(self.plain, None)
+
     def offer(self, blocks: ByteArray, damp: float | None) -> None:
         """Keep the encoding if its output errs less on held-out inputs; the plain one is first."""
         import torch
@@ -198,7 +204,7 @@ class _Candidates:
     def refine(self, hessian: torch.Tensor) -> None:
         """Offer better codes for the best encoding, unless that is the plain one."""
         if self._damp is not None:
-            blocks = refine_codes(
+            blocks = refine_blocks(
                 self.weight,
                 self.blocks,
                 self.quant_type,

@@ -1,5 +1,6 @@
 """GPTQ rounding inside K-quants against its slow twin, and what must not change it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import torch
 from convert import code_sweep, gptq_rounding
 from convert.calibrate import Calibration, CalibrationSettings, calibrate, plan_calibration
 from convert.checkpoint import Checkpoint
-from convert.code_layout import LAYOUTS, code_values, read_codes, replace_codes
+from convert.code_layout import (
+    LAYOUTS,
+    read_unit,
+    replace_unit,
+)
 from convert.decode import decode_rows
-from convert.encode import QuantType, block_size, encode_rows, row_nbytes
+from convert.encode import ByteArray, QuantType, block_size, encode_rows, row_nbytes
 from convert.errors import QwqError
 from convert.gptq import factor_inverse
-from convert.gptq_rounding import refine_codes, round_matrix
+from convert.gptq_rounding import refine_blocks, round_matrix
 from convert.passages import built_in_passages
 from convert.rounding import GptqRounding
 from tests.oracles.rounding_twin import rounding_twin
@@ -34,22 +39,34 @@ def problem(n_out: int, n_in: int = 512) -> tuple[torch.Tensor, torch.Tensor, to
     return weight, 2 * fitted.T @ fitted / len(fitted), held_out
 
 
-def rounded(weight: torch.Tensor, quant_type: QuantType, hessian: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def plain(weight: torch.Tensor, quant_type: QuantType, hessian: torch.Tensor) -> ByteArray:
+    importance = (hessian.diagonal() / 2).float().numpy()
+    return encode_rows(weight.float().numpy(), quant_type, importance=importance)
+
+
+def rounded(weight: torch.Tensor, quant_type: QuantType, hessian: torch.Tensor) -> ByteArray:
+    order = hessian.diagonal().argsort(descending=True)
     return round_matrix(
         weight,
+        plain(weight, quant_type, hessian),
         quant_type,
-        inv_chol=factor_inverse(hessian, 0.02)[0],
-        importance=(hessian.diagonal() / 2).float().numpy(),
+        inv_chol=factor_inverse(hessian, 0.02, order)[0],
+        order=order,
     )
 
 
 @pytest.mark.parametrize("quant_type", TYPES)
 def test_blocks_equal_the_slow_ones(quant_type: QuantType) -> None:
-    """Catches errors spread wrongly, scales of another block, codes in another column's place."""
+    """Catches errors spread wrongly, codes in another column's place, another order."""
     weight, hessian, _ = problem(2)
     ours = rounded(weight, quant_type, hessian)
     twin = rounding_twin(
-        weight.numpy(), quant_type, hessian.numpy(), 0.02, hessian.diagonal().numpy() / 2
+        weight.numpy(),
+        plain(weight, quant_type, hessian),
+        quant_type,
+        hessian.numpy(),
+        0.02,
+        hessian.diagonal().argsort(descending=True).tolist(),
     )
     # A value that lies in the middle of two codes may fall to either side.
     decoded = [decode_rows(blocks, quant_type, 512) for blocks in (ours, twin)]
@@ -66,7 +83,7 @@ def test_columns_at_once_do_not_matter(n_at_once: int, monkeypatch: pytest.Monke
             monkeypatch.setattr(gptq_rounding, "AT_ONCE", n)
             monkeypatch.setattr(code_sweep, "AT_ONCE", n)
             blocks = rounded(weight, quant_type, hessian)
-            refined = refine_codes(
+            refined = refine_blocks(
                 weight, blocks, quant_type, hessian=hessian, damp=0.1, n_sweeps=2
             )
             found.append([decode_rows(one, quant_type, 512) for one in (blocks, refined)])
@@ -78,55 +95,70 @@ def test_columns_at_once_do_not_matter(n_at_once: int, monkeypatch: pytest.Monke
 def test_held_out_error_falls(quant_type: QuantType) -> None:
     """Catches a Hessian that is not used, or used the wrong way round."""
     weight, hessian, held_out = problem(24)
-    importance = (hessian.diagonal() / 2).float().numpy()
-    plain = encode_rows(weight.float().numpy(), quant_type, importance=importance)
     errors = [
         float(
             ((weight - torch.from_numpy(decode_rows(blocks, quant_type, 512))) @ held_out.T)
             .square()
             .sum()
         )
-        for blocks in (rounded(weight, quant_type, hessian), plain)
+        for blocks in (
+            rounded(weight, quant_type, hessian),
+            plain(weight, quant_type, hessian),
+        )
     ]
     assert errors[0] < 0.75 * errors[1]
 
 
 @pytest.mark.parametrize("quant_type", TYPES)
-def test_no_code_alone_errs_less_after_refining(quant_type: QuantType) -> None:
-    """Catches a gradient that is not kept up, or of another column; every code is tried.
+def test_no_number_alone_errs_less_after_refining(quant_type: QuantType) -> None:
+    """Catches a gradient that is not kept up, or of another column; every number is tried.
 
-    And scales that changed with the codes, a type whose codes land elsewhere, damping left out.
+    And scales or units of other columns, numbers that land elsewhere, damping left out.
     """
     weight, hessian, _ = problem(2)
     before = rounded(weight, quant_type, hessian)
-    after = refine_codes(weight, before, quant_type, hessian=hessian, damp=0.5, n_sweeps=40)
-    width = block_size(quant_type)
-    rows = [one.reshape(-1, row_nbytes(quant_type, width)) for one in (before, after)]
-    codes = [read_codes(one, quant_type) for one in rows]
-    np.testing.assert_array_equal(replace_codes(rows[0], codes[1], quant_type), rows[1])
-
+    after = refine_blocks(weight, before, quant_type, hessian=hessian, damp=0.5, n_sweeps=30)
     damped = hessian + 0.5 * hessian.diagonal().mean() * torch.eye(512, dtype=torch.float64)
-    errors = [
-        weight - torch.from_numpy(decode_rows(one, quant_type, 512)).double()
-        for one in (before, after)
-    ]
-    losses = [((one @ damped) * one).sum(dim=1) for one in errors]
-    assert (losses[1] < 0.97 * losses[0]).all()
+
+    def losses(blocks: ByteArray) -> torch.Tensor:
+        decoded = torch.from_numpy(decode_rows(blocks, quant_type, 512)).double()
+        error = weight.repeat(len(decoded) // len(weight), 1) - decoded
+        return ((error @ damped) * error).sum(dim=1)
+
+    reached = losses(after)
+    assert (reached < 0.97 * losses(before)).all()
+    others = np.concatenate([one.reshape(after.shape) for one in neighbours(after, quant_type)])
+    moved = losses(others).reshape(-1, 2)
+    assert (moved > reached * (1 - 1e-5)).all()
+
+
+def neighbours(rows: ByteArray, quant_type: QuantType) -> Iterator[ByteArray]:
+    """The same rows with one number of one block a step away, for each of the block's numbers."""
     layout = LAYOUTS[quant_type]
-    values = code_values(rows[1], range(layout.lowest, layout.highest + 1), quant_type)
-    values = values.reshape(len(values), 2, 512)  # (n_codes, n_out, n_in)
-    moves = torch.from_numpy(values).double() - (weight - errors[1])
-    gains = 2 * moves * (errors[1] @ damped) - moves.square() * damped.diagonal()
-    assert float(gains.max()) < 1e-5 * float(losses[1].min())
+    blocks = rows.reshape(-1, row_nbytes(quant_type, block_size(quant_type)))
+    n_blocks = len(blocks) // len(rows)
+    for block in range(min(n_blocks, 2)):
+        for packed in (layout.codes, *layout.scales):
+            numbers = packed.read(blocks).astype(np.int64)
+            for index in range(packed.n):
+                for step in (-1, 1):
+                    other = numbers.copy()
+                    other[block::n_blocks, index] += step
+                    other = other.clip(packed.lowest, packed.highest)
+                    yield packed.replace(blocks, other.astype(np.uint8))
+        for offset in layout.units:
+            for towards in (-np.inf, np.inf):
+                units = read_unit(blocks, offset).copy()
+                units[block::n_blocks] = np.nextafter(units[block::n_blocks], np.float16(towards))
+                yield replace_unit(blocks, offset, units)
 
 
 def test_a_diagonal_hessian_changes_little() -> None:
     """Catches codes that are not the nearest: without correlation there is nothing to gain."""
     weight, hessian, _ = problem(8)
-    blocks = rounded(weight, QuantType.Q4_K, torch.diag(hessian.diagonal()))
-    importance = (hessian.diagonal() / 2).float().numpy()
-    plain = encode_rows(weight.float().numpy(), QuantType.Q4_K, importance=importance)
-    decoded = [decode_rows(one, QuantType.Q4_K, 512) for one in (blocks, plain)]
+    diagonal = torch.diag(hessian.diagonal())
+    made = (rounded(weight, QuantType.Q4_K, diagonal), plain(weight, QuantType.Q4_K, diagonal))
+    decoded = [decode_rows(one, QuantType.Q4_K, 512) for one in made]
     assert (decoded[0] == decoded[1]).mean() > 0.99
 
 
