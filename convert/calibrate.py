@@ -172,6 +172,7 @@ class CalibrationPlan:
             n_fitted=result.n_fitted,
             n_held_out=result.n_held_out,
             n_sampled=result.n_sampled,
+            batch_tokens=self.settings.batch_tokens,
         )
 
 
@@ -298,32 +299,41 @@ class _Pass:
 
     def run(self, work: LayerWork) -> None:
         import torch
-        from safetensors.torch import save_file
 
         with torch.inference_mode(), threads_for(self._model):
             if work.n_done == 0:
                 write_states(work.states_path(0), self._stream.embed(self._batches))
             for index, layer in self._stream.layers(work.n_done):
-                statistics = {
-                    site: InputStatistics(
-                        layer.get_submodule(site).get_parameter("weight").shape[1],
-                        with_hessian=self._with_hessian,
-                        device=self._stream.device,
-                    )
-                    for site in INPUT_SITES
-                }
-                states = self._through(index, layer, statistics, work.states_path(index))
-                write_states(work.states_path(index + 1), states)
-                tensors = {
-                    f"{site}.{name}": tensor
-                    for site, one in statistics.items()
-                    for name, tensor in one.tensors().items()
-                }
-                path = _layer_path(work.folder, index)
-                save_file(tensors, path)
+                path = self._run_layer(index, layer, work)
                 if index + 1 == self._model.n_layers:
                     self._keep_evaluation(work)
                 work.finish_layer(path)
+
+    def _run_layer(self, index: int, layer: Qwen2DecoderLayer, work: LayerWork) -> Path:
+        """Write a layer's statistics and what comes out of it; returns the statistics' file.
+
+        What it fills is gone when it returns, since the next layer's Hessians need the room.
+        """
+        from safetensors.torch import save_file
+
+        statistics = {
+            site: InputStatistics(
+                layer.get_submodule(site).get_parameter("weight").shape[1],
+                with_hessian=self._with_hessian,
+                device=self._stream.device,
+            )
+            for site in INPUT_SITES
+        }
+        states = self._through(index, layer, statistics, work.states_path(index))
+        write_states(work.states_path(index + 1), states)
+        tensors = {
+            f"{site}.{name}": tensor
+            for site, one in statistics.items()
+            for name, tensor in one.tensors().items()
+        }
+        path = _layer_path(work.folder, index)
+        save_file(tensors, path)
+        return path
 
     def _keep_evaluation(self, work: LayerWork) -> None:
         batches = [

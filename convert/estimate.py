@@ -80,7 +80,13 @@ def _gptq_floats(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> f
 
 
 def estimate_calibration(
-    model: Qwen2Config, *, n_tokens: int, n_fitted: int, n_held_out: int, n_sampled: int
+    model: Qwen2Config,
+    *,
+    n_tokens: int,
+    n_fitted: int,
+    n_held_out: int,
+    n_sampled: int,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Estimate:
     """Count the work of calibrate(): one pass over n_tokens, Hessians of n_fitted of them.
 
@@ -88,7 +94,7 @@ def estimate_calibration(
     """
     n_weights = sum(n_in * n_out for n_in, n_out in sites(model))
     n_matrix = 2 * (n_tokens + SENSITIVITY_PASSES * n_sampled) * n_weights
-    floats = 2 * n_weights + 4 * BATCH_TOKENS * model.intermediate_size  # and the next layer
+    floats = 2 * n_weights + 4 * batch_tokens * model.intermediate_size  # and the next layer
     if n_fitted:
         n_matrix += sum(2 * n_fitted * n_in**2 for n_in, _ in sites(model))
         floats += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
