@@ -250,10 +250,11 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
         "at the end",
         soft_wrap=True,
     )
-    duration = format_duration(estimated_seconds(estimate))
+    duration = format_duration(estimated_seconds(estimate, device))
     console.print(
-        f"memory: {format_nbytes(estimate.peak_nbytes)} beside torch's own"
-        + (f"; time: about {duration} on this machine as it is now" if device == "cpu" else ""),
+        f"memory: {format_nbytes(estimate.peak_nbytes)} beside torch's own; "
+        f"time: about {duration} on {device} as it is now"
+        + ("" if device == "cpu" else ", and what reading the checkpoint takes longer"),
         soft_wrap=True,
     )
 
@@ -261,32 +262,47 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
 @contextmanager
 def _bars(console: Console, n_layers: int) -> Iterator[tuple[Progress, Progress]]:
     """A bar with the layer, tokens a second through all layers, and the time left; then another."""
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        BarColumn(None),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    start_s = time.monotonic()
-    first: list[int] = []
+    columns = (BarColumn(None), TextColumn("{task.description}"))
     with Bars(*columns, console=console, disable=console.quiet, transient=True) as bars:
         statistics = bars.add_task("")
         sensitivities = bars.add_task("sensitivities", visible=False)
+        statistics_pace, sensitivities_pace = _Pace(console.get_time), _Pace(console.get_time)
 
         def show(done: int, total: int) -> None:
-            if not first:
-                first.append(done)
-            layer = min(done * n_layers // total + 1, n_layers)
-            rate = (done - first[0]) / n_layers / max(time.monotonic() - start_s, 1e-3)
-            description = f"layer {layer} of {n_layers}, {rate:,.0f} tokens/s"
+            description = f"layer {min(done * n_layers // total + 1, n_layers)} of {n_layers}"
+            if rate := statistics_pace.rate(done):
+                tokens = rate / n_layers
+                description += f", {tokens:{',.0f' if tokens >= 10 else '.2g'}} tokens/s"
+                description += f", {format_duration((total - done) / rate)} left"
             bars.update(statistics, completed=done, total=total, description=description)
 
         def show_sensitivities(done: int, total: int) -> None:
             description = f"sensitivities, step {done} of {total}"
+            if rate := sensitivities_pace.rate(done):
+                description += f", {format_duration((total - done) / rate)} left"
             bars.update(
                 sensitivities, completed=done, total=total, description=description, visible=True
             )
 
         yield show, show_sensitivities
+
+
+class _Pace:
+    """How fast work goes, over all the time since it was first heard of, however far it was then.
+
+    A bar's own estimate looks back half a minute, and a single batch can take that long.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def rate(self, done: int) -> float:
+        """Of what is done, a second; 0 when first asked."""
+        if self._first is None:
+            self._first = done, self._clock()
+        n_before, start_s = self._first
+        return (done - n_before) / max(self._clock() - start_s, 1e-3)
