@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def run(
     passages: Sequence[Conversation | PlainText] | None = None,
     stop_after: int | None = None,
     force: bool = False,
+    device: str = "cpu",
 ) -> Calibration:
     """Calibrate; stop_after: interrupt once so many tokens are done."""
 
@@ -70,7 +72,7 @@ def run(
             passages=sums(16) if passages is None else passages,
             settings=settings,
         )
-        return calibrate(plan, force=force, on_progress=on_progress)
+        return calibrate(plan, device=device, force=force, on_progress=on_progress)
 
 
 def statistics(source: Path, folder: Path) -> dict[str, torch.Tensor]:
@@ -142,21 +144,49 @@ def test_batch_size_does_not_matter(
     """Catches a mean of means, and padding that leaks."""
     settings = CalibrationSettings(hessians=True, batch_tokens=batch_tokens)
     out = run(source, tmp_path / "out", settings=settings).path
-    ours, others = statistics(source, finished), statistics(source, out)
-    assert ours.keys() == others.keys()
-    for name, expected in ours.items():
-        scale = float(expected.abs().max())
-        torch.testing.assert_close(others[name], expected, rtol=0, atol=1e-5 * scale)
+    assert_equal(statistics(source, out), statistics(source, finished), tolerance=1e-5)
 
 
-def test_the_order_of_passages_does_not_matter(source: Path, tmp_path: Path) -> None:
-    """Catches statistics in which the first or the last batch weighs more."""
-    plain = CalibrationSettings()
-    one = run(source, tmp_path / "one", settings=plain).path
-    other = run(source, tmp_path / "other", settings=plain, passages=sums(16)[::-1]).path
-    ours, theirs = (read_imatrix(path / "imatrix.gguf").importance for path in (one, other))
-    for name, expected in ours.items():
-        np.testing.assert_allclose(theirs[name], expected, rtol=1e-5)
+def assert_equal(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, tolerance: float
+) -> None:
+    """tolerance: of the largest number of each tensor."""
+    assert found.keys() == expected.keys()
+    for name, ours in expected.items():
+        atol = tolerance * float(ours.abs().max())
+        torch.testing.assert_close(found[name], ours, rtol=0, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("first", ["longest", "held out"])
+def test_the_order_of_batches_does_not_matter(
+    source: Path, finished: Path, tmp_path: Path, first: str
+) -> None:
+    """Catches statistics in which the first or the last batch weighs more.
+
+    Batches come in order of length; here from behind, or all parts of the text from behind.
+    """
+    with Checkpoint.open(source) as checkpoint:
+        plan = plan_calibration(checkpoint, tmp_path / "out", passages=sums(16), settings=SETTINGS)
+        parts = plan.parts[::-1] if first == "held out" else plan.parts
+        assert all(len(part.batches) > 1 for part in parts if part.fitted or part.held_out)
+        turned = tuple(replace(part, batches=part.batches[::-1]) for part in parts)
+        calibrate(replace(plan, parts=turned))
+    found, expected = statistics(source, tmp_path / "out"), statistics(source, finished)
+    for kept in (found, expected):
+        for name in kept:
+            if name.endswith("held_out"):  # kept whole, a row a token, in the order of batches
+                kept[name] = kept[name].T @ kept[name]
+    assert_equal(found, expected, tolerance=1e-5)
+
+
+def test_a_device_finds_the_same(source: Path, finished: Path, tmp_path: Path, device: str) -> None:
+    """Catches a device that computes in fewer bits, or states left on another."""
+    settings = replace(SETTINGS, sensitivities=True, n_sensitivity_tokens=1000)
+    found, expected = (
+        run(source, tmp_path / name, settings=settings, device=name).path
+        for name in (device, "cpu")
+    )
+    assert_equal(statistics(source, found), statistics(source, expected), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.34, 0.5, 0.99])
