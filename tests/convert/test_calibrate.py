@@ -1,7 +1,10 @@
 """The calibration pass: against a plain run of the whole model, and what must not change it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +37,7 @@ from convert.passages import calibration_sequences
 from convert.qwen2 import tensor_specs
 from tests.synthetic import Array, sums, write_checkpoint
 
+ROOT = Path(__file__).parents[2]
 N_LAYERS = 3
 SETTINGS = CalibrationSettings(hessians=True, batch_tokens=256)
 
@@ -207,6 +211,23 @@ def test_interruption_does_not_matter(
     assert names == sorted(path.name for path in out.iterdir())
     for name in names:
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_15_random_moments(tmp_path: Path) -> None:
+    """SIGKILL anywhere: no folder under its final name but a whole one; continued, the same bytes.
+
+    Catches a journal that promises what is not written, and files of a layer or a step removed
+    before the journal does without them.
+    """
+    command = [sys.executable, "-m", "tests.interrupted_calibration", str(tmp_path), "15"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert not done.returncode, done.stderr
+    report = json.loads(done.stdout)
+    assert report["killed"] == 15
+    assert report["continued"] >= 4
+    assert report["done"] >= 1
 
 
 def test_finished_layers_are_not_run_again(

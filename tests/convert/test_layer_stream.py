@@ -1,6 +1,7 @@
 """The streamed decoder against transformers' whole model."""
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -46,6 +47,31 @@ def test_hidden_states_equal_the_whole_models(folder: Path, batch_tokens: int) -
     ]
     for ours, theirs in zip(rows, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_next_layer_is_read_while_the_caller_computes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    """Catches layers read one after the other, by need, and more than one in advance."""
+    order = [2, 1, 0] if backwards else [0, 1, 2]
+    begun: list[int] = []
+    is_read = {index: Event() for index in order}
+    load_layer = LayerStream.load_layer
+
+    def watched(stream: LayerStream, index: int) -> object:
+        begun.append(index)
+        layer = load_layer(stream, index)
+        is_read[index].set()
+        return layer
+
+    monkeypatch.setattr(LayerStream, "load_layer", watched)
+    with Checkpoint.open(folder) as checkpoint:
+        for place, (index, _) in enumerate(LayerStream(checkpoint).layers(backwards=backwards)):
+            assert index == order[place]
+            for later in order[place + 1 :][:1]:
+                assert is_read[later].wait(timeout=30), "the next layer is not read meanwhile"
+            assert begun == order[: place + 2]
 
 
 def test_two_halves_are_a_layer(folder: Path) -> None:
