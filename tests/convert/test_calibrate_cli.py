@@ -1,6 +1,7 @@
 """`qwq calibrate` as a user meets it: its plan and its progress."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def test_the_plan_says_whether_the_tokens_are_enough(
     run = calibrate(small, "-o", tmp_path / "out", *options, "--dry-run")
     assert "for each of up to 512 columns, judged by" in in_words(run.stdout)
     assert ("fewer than 4 overfit; give more tokens" in in_words(run.stdout)) == is_warned
+
+
+def test_the_plan_says_what_the_disk_needs_still(small: Path, tmp_path: Path) -> None:
+    """Catches hidden states that nobody was told of, and room asked for twice."""
+    command = (small, "-o", tmp_path / "out", "--tokens", 1000, "--dry-run")
+    plan = in_words(calibrate(*command).stdout)
+    found = re.search(r"disk: ([\d.]+) MB needed, .+ free; up to ([\d.]+) MB are hidden", plan)
+    assert found is not None
+    whole, states = map(float, found.groups())
+    assert 2 * 4 * 1000 * 256 / 1e6 < states < whole
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "layer-000.safetensors").write_bytes(bytes(1 << 20))
+    found = re.search(
+        r"disk: ([\d.]+) MB needed beside what is done of it", in_words(calibrate(*command).stdout)
+    )
+    assert found is not None
+    assert float(found[1]) == pytest.approx(whole - (1 << 20) / 1e6, abs=0.1)
 
 
 class Clock:
