@@ -9,6 +9,7 @@ import torch
 from convert.calibration import token_batches
 from convert.checkpoint import Checkpoint
 from convert.layer_stream import HALVES, LayerStream, capturing_input
+from convert.layer_work import passing_work
 from tests.synthetic import write_checkpoint
 
 SEQUENCES = [[7, 70, 200, 12, 90, 33, 61], [101, 102, 3], [5], [88, 250, 17, 44]]
@@ -28,7 +29,9 @@ def whole_model(folder: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 8, 1000])
-def test_hidden_states_equal_the_whole_models(folder: Path, batch_tokens: int) -> None:
+def test_hidden_states_equal_the_whole_models(
+    folder: Path, tmp_path: Path, batch_tokens: int
+) -> None:
     """Catches a layer skipped or filled with another's weights, positions shifted, padding seen."""
     expected: list[torch.Tensor] = []
     model = whole_model(folder)
@@ -38,8 +41,8 @@ def test_hidden_states_equal_the_whole_models(folder: Path, batch_tokens: int) -
             with last.register_forward_hook(lambda _m, _i, output: expected.append(output[0])):
                 model(torch.tensor([ids]))
     batches = token_batches(SEQUENCES, batch_tokens=batch_tokens)
-    with Checkpoint.open(folder) as checkpoint:
-        hidden = LayerStream(checkpoint).final_hidden(batches)
+    with Checkpoint.open(folder) as checkpoint, passing_work(tmp_path / "layers", {}) as work:
+        hidden = list(LayerStream(checkpoint).final_hidden(batches, work))
     rows = [
         states[mask]
         for batch, all_states in zip(batches, hidden, strict=True)
