@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from quant_eval.pipeline import Progress
 
 TABLE_WIDTH = 132  # where stdout is no terminal
+LOOK_BACK_S = 3600  # for the time left: a layer of a large model takes minutes
 
 
 @contextmanager
@@ -25,7 +26,12 @@ def progress(console: "Console") -> "Iterator[Progress]":
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    bars = Bars(*columns, console=console, disable=not console.is_terminal)
+    bars = Bars(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=LOOK_BACK_S,
+    )
     tasks = {}
 
     def show(stage: str, done: int, total: int) -> None:
