@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from convert.calibration import load_tokenizer
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.gguf_export import export_gguf
 from quant_eval.behaviour import summarize_behaviour
 from quant_eval.kept import Kept
 from quant_eval.manifest import Manifest
-from quant_eval.measurement import file_result, measure_server
+from quant_eval.measurement import Known, file_result, measure_server, solve
 from quant_eval.nano import CHECKPOINT
 from quant_eval.options import UNLIMITED_S
 from quant_eval.pipeline import Ask, Server, make_report, measure_servers
@@ -31,6 +32,7 @@ from tests.quant_eval.measuring import no_progress, problems_alone, telling
 from tests.quant_eval.test_verdict_cli import run
 from tests.qwq_local.server.running import Running, running
 from tests.qwq_local.test_remote import Scripted, chunk, playing
+from tests.synthetic import write_checkpoint
 
 SETTINGS = EvaluationSettings(n_problems=1, max_tokens=200)
 
@@ -268,6 +270,44 @@ def test_needles_lie_on_both_sides_of_the_switch(n_tokens: int, tmp_path: Path) 
     assert [one.correct for one in measured.attempts] == [True, True]
     above = n_tokens > NATIVE_LENGTH
     assert [rope is not None for rope in engine.ropes[:2]] == [above, above]
+
+
+@pytest.mark.slow
+def test_a_needle_above_the_switch_is_read_with_yarn(tmp_path: Path) -> None:
+    """Catches a long prompt that an engine cuts, refuses or reads with native rope.
+
+    The model is narrow and cannot know the number: that its reply is graded is what counts.
+    """
+    config = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 40_960,
+        "vocab_size": 832,
+    }
+    folder = write_checkpoint(tmp_path / "narrow", config=config)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(CHECKPOINT / name, folder)
+    path = tmp_path / "narrow.gguf"
+    with Checkpoint.open(folder) as checkpoint:
+        export_gguf(checkpoint, "BF16", path, threads=1)
+        tokenizer = load_tokenizer(checkpoint.path)
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    settings = replace(SETTINGS, n_problems=0, needles=(NATIVE_LENGTH + 128,), max_tokens=4)
+    problems = choose_problems(settings, (), count)[:1]
+    exam = problems_alone(problems, settings)
+    context = longest_prompt(problems, count) + settings.max_tokens
+    with QwQ.open(path, context=context, threads=1) as qwq:
+        known = Known(Kept(tmp_path / "k"), "these")
+        (attempt,) = solve("narrow", lambda: qwq, exam, known, no_progress)
+        assert qwq.engine.rope_plan.native_length == NATIVE_LENGTH
+    assert "rope" in attempt.notices
+    assert attempt.correct is False
 
 
 def test_the_draw_is_the_seeds(gsm8k: Path) -> None:
