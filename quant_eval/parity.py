@@ -41,6 +41,13 @@ HARD_TEXTS = (
     "\U0001f389\U0001f3f3\ufe0f\u200d\U0001f308",
     "def f(x):\n    return x ** 2  # \u03bb\r\n",
     "<|im_start|>user\n</think> <tool_call>",
+    "\u3000\u00a0x\u2003\u2028y \r\n\t \r",
+    "\u0661\u0662\u0663 \u00b2\u00b3 \u2168 \uff11\uff12",
+    "it\u2019s 'RE '\u017f l'\u00e9t\u00e9",
+    "\u0915\u094d\u0937 \u0e01\u0e34\u0e19 \u1112\u1161\u11ab",
+    "<think>\u0301 a\u200db\ufeff\u0308",
+    "x=1;y[i]<<=0b10;  // ** \\frac{a_{12}}{b} **",
+    "=" * 33 + " " * 33 + "\n" * 9,
 )
 _CALL = {"name": "calculator", "arguments": {"expression": "2 + 2"}}
 CONVERSATIONS: dict[str, tuple[tuple[dict[str, Any], ...], bool]] = {
@@ -93,7 +100,7 @@ def check_parity(path: Path, source: Checkpoint, *, threads: int | None) -> Iter
         problem = rope_problem(path, metadata, source.path)
         if not problem and is_small(source) and model_size(path).bits_per_weight >= MIN_ROPE_BITS:
             text = "\n".join(_evaluation_texts(EVALUATION_TEXT)[:ROPE_TOKENS])
-            ids = tokenizer.encode(text)[:ROPE_TOKENS]
+            ids = tokenizer.encode(text, add_special_tokens=False)[:ROPE_TOKENS]
             problem = logits_problem(qwq.engine, source.path, ids)
         yield _check("rope", problem)
 
@@ -131,7 +138,7 @@ def _stop_problem(
     expected = set(given if isinstance(given, list) else [] if given is None else [given])
     found, required = set(qwq.description.stop_ids), set(expected)
     if metadata is not None:
-        found |= {metadata[key] for key in _OTHER_ENDS if key in metadata}
+        found |= {one for one in map(metadata.get, _OTHER_ENDS) if isinstance(one, int)}
         known = {one for text, one in qwq.engine.control_tokens.items() if text in END_TOKENS}
         required = (expected - known) | {tokenizer.eos_token_id}
     odd, missing = sorted(found - expected), sorted(required - found)
