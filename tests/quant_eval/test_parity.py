@@ -24,6 +24,7 @@ from qwq_local.rope import Yarn
 from qwq_local.sampling import Sampling
 from tests.converter_cases import GOLDEN, comparable, write_case
 from tests.quant_eval.test_verdict_cli import run
+from tests.real_shapes import CONFIG as REAL_CONFIG
 from tests.synthetic import write_checkpoint, write_gptq
 
 ONE_LAYER = {"num_hidden_layers": 1}
@@ -265,6 +266,24 @@ def test_a_file_of_llama_cpps_converter_passes_with_notes(
     wrong = {one["name"] for one in json.loads(captured.out) if one["verdict"] == "regressed"}
     assert wrong == {"metadata", "rope"}
     assert "differs from its checkpoint in metadata, rope; convert" in captured.err
+
+
+def test_rope_of_qwqs_own_sizes(tmp_path: Path) -> None:
+    """Catches a tolerance that 128 columns of a head or a base of a million do not meet."""
+    (tmp_path / "config.json").write_text(json.dumps(REAL_CONFIG))
+    metadata: dict[str, Any] = {
+        "qwen2.embedding_length": 5120,
+        "qwen2.attention.head_count": 40,
+        "qwen2.rope.freq_base": 1e6,
+    }
+    assert parity_rope.rope_problem(tmp_path, metadata, tmp_path) == ""
+    for wrong, words in (
+        ({"qwen2.rope.freq_base": 1e6 + 100}, "without YaRN turns pair 63 by"),
+        ({"qwen2.rope.dimension_count": 64}, "without YaRN turns 32 pairs and transformers 64"),
+        ({"qwen2.rope.scaling.attn_factor": 1.1}, "with YaRN scales attention by 1.2525 and"),
+        ({"qwen2.rope.scaling.yarn_beta_slow": 2.0}, "with YaRN turns pair"),
+    ):
+        assert words in parity_rope.rope_problem(tmp_path, metadata | wrong, tmp_path)
 
 
 def test_a_number_of_rope_that_is_none_is_an_error() -> None:
