@@ -10,7 +10,8 @@ take by the clock, and what the engine's logits take longer in a process of its 
 take turns with those of one in this process. Of a prompt neither computes logits. What is done once
 for many tokens, reading and widening the output matrix, is timed apart and counted as often as a
 pass of 16,384 tokens does it. llama.cpp's route keeps the base model's logits on the disk in 16
-bits; that is timed with the same logits, kept and read as its tool keeps them.
+bits; that is timed with the same logits, kept and read as its tool keeps them, and where
+llama-perplexity is at hand by its own two runs on the file of few layers: base logits, then KL.
 """
 
 import argparse
@@ -31,15 +32,16 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from convert.calibration import TokenizedConversation
+from convert.calibration import TokenizedConversation, load_conversations
 from convert.checkpoint import Checkpoint
 from convert.estimate import sites
 from convert.gguf_export import export_gguf
 from quant_eval.divergence import TokenScores, score_passage, scored_rows, summarize
 from quant_eval.pipeline import NANO_CHECKPOINT
 from quant_eval.reference import Reference
-from quant_eval.suite import read_evaluation_text, tokenize_text
+from quant_eval.suite import GENERAL_TEXT, read_evaluation_text, tokenize_text
 from qwq_local import QwQ
+from tests.processes import run_whole
 from tests.real_shapes import write_real_shapes
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "evaluation"
@@ -70,6 +72,7 @@ def main() -> None:
                 export_gguf(checkpoint, "Q4_K_M", path, threads=options.threads)
     with Checkpoint.open(source) as checkpoint:
         measure(checkpoint, files, options.tokens, options.passages, options.threads)
+    run_llama_perplexity(files[FEW], options.tokens, options.passages, options.threads)
     if not options.keep:
         shutil.rmtree(WORK)
 
@@ -175,6 +178,36 @@ def measure(
     alone = TokenizedConversation(passages[0].ids[: N_KEPT + 1], 1, 2, N_KEPT + 1)
     error = score_passage(alone, [ours], [again]).kl_nats.mean()
     print(f"KL between these logits and the same in 16 bits: {error:.2g} nats")
+
+
+def run_llama_perplexity(path: Path, n_tokens: int, n_passages: int, threads: int) -> None:
+    """Time the tool's two runs, and say what they take of memory and disk, loading included.
+
+    It scores the later half of each window of n_tokens.
+    """
+    program = shutil.which("llama-perplexity")
+    if program is None:
+        print("llama.cpp's own runs: llama-perplexity is not at hand")
+        return
+    n_windows = max(2, n_passages)  # it refuses less
+    text, kept = WORK / "text.txt", WORK / "llama-logits.bin"
+    written = "\n".join(one.answer for one in load_conversations(GENERAL_TEXT))
+    text.write_text(written * (1 + 8 * n_tokens * n_windows // len(written)), encoding="utf-8")
+    sizes = ("-c", n_tokens, "-b", n_tokens, "--chunks", n_windows, "-t", threads)
+    common = (program, "-m", path, "-f", text, *sizes, "--kl-divergence-base", kept)
+    n_scored = n_windows * (n_tokens - 1 - n_tokens // 2)
+    for name, more in (("base logits", ()), ("KL", ("--kl-divergence",))):
+        cost = run_whole([str(part) for part in (*common, *more)], log=WORK / "llama.log")
+        print(
+            f"llama-perplexity, {name}: {cost.wall_s:.1f} s for {n_windows * n_tokens:,} tokens "
+            f"of {FEW} layers, {n_scored:,} scored; peak memory {cost.peak_nbytes / 1e9:.2f} GB, "
+            f"{kept.stat().st_size / 1e6:.0f} MB on the disk"
+        )
+    kept.unlink()
+    started = time.perf_counter()
+    with QwQ.open(path, context=n_tokens + 64, threads=threads):
+        opened_s = time.perf_counter() - started
+    print(f"loading the file, which each of these runs does too: {opened_s:.1f} s")
 
 
 def pass_over(

@@ -1,7 +1,7 @@
 """What a GGUF file says of a model, key by key against its checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from convert.gguf_header import MetadataValue
 from convert.gguf_parts import GgufModel
 from convert.inspection import shown_value
 from convert.plan import described
+from convert.qwen2 import Qwen2Config
 
 _GRAVE = (
     "general.architecture",
@@ -25,7 +26,12 @@ _GRAVE = (
     "tokenizer.ggml.eos_token_id",
 )
 """Beginnings of the keys that decide what the model computes, reads and where it ends."""
+_GRAVE_IF_SAID = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
+"""Where these are missing, readers put nothing around a text."""
 _WORTH_A_NOTE = ("qwen2.", "tokenizer.", "general.sampling.")
+_NO_SCALING = ("qwen2.rope.scaling.type", "none")
+_NOTES_OF_CONFIG = ("context_length", "bos_token_id", "eos_token_ids", "pad_token_id")
+"""Fields of a folder's config.json that do not decide what the model computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,32 @@ def metadata_differences(model: GgufModel, source: Checkpoint) -> list[Differenc
     """
     (fields,) = described(source).kv_data
     expected: dict[str, MetadataValue] = {key: field.value for key, field in fields.items()}
-    only_here = [key for key in model.metadata if key not in expected and ".rope.scaling." in key]
+    only_here = [
+        key
+        for key, value in model.metadata.items()
+        if key not in expected and ".rope.scaling." in key and (key, value) != _NO_SCALING
+    ]
     differences = []
     for key in [*expected, *only_here]:
-        words = _difference(model.metadata.get(key), expected.get(key))
+        found = model.metadata.get(key)
+        words = _difference(found, expected.get(key))
         if words and key.startswith(_WORTH_A_NOTE + _GRAVE):
-            differences.append(Difference(key, words, key.startswith(_GRAVE)))
+            grave = key.startswith(_GRAVE) or (found is not None and key in _GRAVE_IF_SAID)
+            differences.append(Difference(key, words, grave))
+    return sorted(differences, key=lambda one: not one.grave)
+
+
+def config_differences(found: Qwen2Config, expected: Qwen2Config) -> list[Difference]:
+    """The same of a folder's config.json."""
+    differences = [
+        Difference(
+            f"config.json: {one.name}",
+            f"is {getattr(found, one.name)} and {getattr(expected, one.name)} by the checkpoint",
+            one.name not in _NOTES_OF_CONFIG,
+        )
+        for one in fields(Qwen2Config)
+        if getattr(found, one.name) != getattr(expected, one.name)
+    ]
     return sorted(differences, key=lambda one: not one.grave)
 
 

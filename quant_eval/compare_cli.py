@@ -92,10 +92,10 @@ def compare(
         raise UsageError("compare: files need the checkpoint they were made from; give --reference")
     with ExitStack() as stack:
         checkpoint = None
-        if paths and reference is not None:
+        if reference is not None:
             checkpoint = stack.enter_context(Checkpoint.open(resolve_model(reference)))
         settings = settings_for(
-            checkpoint,
+            checkpoint if paths else None,
             tasks,
             needles,
             n_tokens=tokens,
@@ -111,7 +111,7 @@ def compare(
         measured: list[Measured] = []
         noise: list[Measured] = []
         failures: list[QwqError] = []
-        if checkpoint is not None:
+        if checkpoint is not None and paths:
             n_threads = pipeline.engine_threads(checkpoint, threads)
             measured, failures = pipeline.measure(
                 checkpoint, paths, Manifest(out), ask, threads=n_threads, on_progress=on_progress

@@ -29,7 +29,7 @@ MIN_SHARE_OF_CLUSTERS = 0.9
 WEIGHT_SLACK = 0.02  # of a tensor's relative error
 WEIGHT_FLOOR = 1e-6
 
-Verdict = Literal["passed", "regressed", "unmeasured"]
+Verdict = Literal["passed", "note", "regressed", "unmeasured"]
 
 
 @dataclass(frozen=True, slots=True)

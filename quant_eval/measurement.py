@@ -32,7 +32,6 @@ from quant_eval.results import (
     UNQUANTIZED_BITS,
     Accuracy,
     Attempt,
-    EvaluationSettings,
     Example,
     FileResult,
     Flip,
@@ -235,7 +234,7 @@ def solve(
     asked = [(problems[index % len(problems)], first_seed + index) for index in range(n_replies)]
     title = f"{name}: tasks, replies"
     if at_once > 1:
-        return _solve_at_once(title, opened, asked, settings, known, on_progress, at_once)
+        return _solve_at_once(title, opened, asked, exam, known, on_progress, at_once)
     attempts: list[Attempt] = []
     elapsed_s = 0.0
     for index, (problem, seed) in enumerate(asked):
@@ -243,7 +242,7 @@ def solve(
             break
 
         def make(index: int = index, problem: Problem = problem, seed: int = seed) -> Attempt:
-            attempt = _graded(problem, _ask(opened, problem, seed, settings.max_tokens))
+            attempt = _graded(problem, _ask(opened, problem, seed, exam))
             on_progress(title, index + 1, n_replies)
             return attempt
 
@@ -256,19 +255,19 @@ def _solve_at_once(
     title: str,
     opened: Callable[[], QwQ],
     asked: Sequence[tuple[Problem, int]],
-    settings: EvaluationSettings,
+    exam: Exam,
     known: Known,
     on_progress: Progress,
     at_once: int,
 ) -> tuple[Attempt, ...]:
     """Replies are made in threads; graded and kept here, each as soon as it is whole."""
-    max_tokens = settings.max_tokens
-    end_s = time.perf_counter() + settings.task_seconds
+    max_tokens = exam.settings.max_tokens
+    end_s = time.perf_counter() + exam.settings.task_seconds
 
     def ask(problem: Problem, seed: int) -> _Asked | None:
         if time.perf_counter() > end_s:
             return None
-        return _ask(opened, problem, seed, max_tokens)
+        return _ask(opened, problem, seed, exam)
 
     late: set[int] = set()
     with ThreadPoolExecutor(at_once) as pool:
@@ -304,7 +303,7 @@ def _reply_to_questions(opened: Callable[[], QwQ], exam: Exam, known: Known) -> 
     seed, max_tokens = exam.settings.seed, exam.settings.max_tokens
 
     def make(question: Problem) -> Attempt:
-        return _ask(opened, question, seed, max_tokens).attempt
+        return _ask(opened, question, seed, exam).attempt
 
     return tuple(
         known.attempt(question, seed, max_tokens, make=partial(make, question))
@@ -326,12 +325,18 @@ def _graded(problem: Problem, asked: _Asked) -> Attempt:
     return replace(asked.attempt, correct=grade(problem, asked.answer, asked.calls))
 
 
-def _ask(opened: Callable[[], QwQ], problem: Problem, seed: int, max_tokens: int) -> _Asked:
-    """One reply, sampled with the model's own defaults."""
+def _ask(opened: Callable[[], QwQ], problem: Problem, seed: int, exam: Exam) -> _Asked:
+    """One reply, sampled with the model's own defaults or, of a server, the checkpoint's."""
     qwq = opened()
     started = time.perf_counter()
     reply = collect(
-        qwq.reply(problem.messages, tools=problem.tools, seed=seed, max_tokens=max_tokens)
+        qwq.reply(
+            problem.messages,
+            tools=problem.tools,
+            sampling=exam.sampling,
+            seed=seed,
+            max_tokens=exam.settings.max_tokens,
+        )
     )
     attempt = Attempt(
         problem=problem_name(problem),

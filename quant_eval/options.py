@@ -46,8 +46,8 @@ TaskSeconds = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Begin no problem after so many seconds a file (default: 45; with --task or "
-        "--needles no limit).",
+        help="Begin no problem after so many seconds a file (default: 45; for servers and with "
+        "--task or --needles no limit).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -55,8 +55,8 @@ MaxTokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Longest reply, thought included (default: 512; large models 256; with --task or "
-        "--needles 32768).",
+        help="Longest reply, thought included (default: 512; large models 256; for servers and "
+        "with --task or --needles 32768).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -134,7 +134,8 @@ FileReference = Annotated[
     str | None,
     typer.Option(
         "--reference",
-        help="The checkpoint that the files were made from: folder or repository.",
+        help="The checkpoint that the files were made from: folder or repository; servers are "
+        "sampled with its defaults.",
         show_default=False,
     ),
 ]
@@ -174,14 +175,14 @@ def settings_for(
 ) -> "EvaluationSettings":
     """The settings for a model of this size with what was given on the command line.
 
-    checkpoint: None for a server's model. With benchmarks, replies may be as long as QwQ's own
-    figures were made with, and none is left out for the time.
+    checkpoint: None for a server's model. Of one, and with benchmarks, replies may be as long as
+    QwQ's own figures were made with, and none is left out for the time.
     """
     from quant_eval import pipeline, suite
 
     small = checkpoint is None or pipeline.is_small(checkpoint)
     settings = suite.SMOKE if smoke else suite.default_settings(is_small=small)
-    if tasks or needles:
+    if tasks or needles or (checkpoint is None and not smoke):
         settings = replace(
             settings,
             max_tokens=BENCHMARK_MAX_TOKENS,

@@ -37,6 +37,8 @@ from quant_eval.reference_store import (
 )
 from quant_eval.results import EvaluationSettings, Report
 from quant_eval.sizes import model_size
+from qwq_local import Sampling
+from qwq_local.description import describe_folder
 from qwq_local.memory import choose_threads
 
 if TYPE_CHECKING:
@@ -238,6 +240,12 @@ def text_alone(ask: Ask) -> Ask:
     return replace(ask, settings=replace(ask.settings, n_problems=0, needles=()), tasks=())
 
 
+SPLITTING = 2
+"""How thoughts are told from answers in what servers send: a reply that was split otherwise is not
+read again.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """The address of an OpenAI-compatible server, and how many replies it is asked for at once."""
@@ -332,7 +340,8 @@ def measure_servers(
 ) -> tuple[list["Measured"], list[QwqError]]:
     """Ask servers the problems alone, as `measure` does files.
 
-    checkpoint: of the files that they are held against, whose tokenizer counts for needles.
+    checkpoint: of the files that they are held against, whose tokenizer counts for needles and
+    whose defaults the replies are sampled with; without one QwQ's.
     """
     from quant_eval import suite
     from quant_eval.measurement import measure_server
@@ -340,7 +349,9 @@ def measure_servers(
     count = suite.rough_count if checkpoint is None else _counter(checkpoint)
     problems = suite.choose_problems(ask.settings, ask.tasks, count)
     nothing = EvaluationTokens((), (), "")
-    exam = suite.Exam(nothing, None, problems, ask.settings, digest("server"))
+    sampling = Sampling() if checkpoint is None else describe_folder(checkpoint.path).sampling
+    conditions = digest(["server", SPLITTING, dataclasses.asdict(sampling)])
+    exam = suite.Exam(nothing, None, problems, ask.settings, conditions, sampling=sampling)
     measured: list[Measured] = []
     failures: list[QwqError] = []
     for server in servers:

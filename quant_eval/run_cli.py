@@ -89,10 +89,10 @@ def run(
         raise UsageError("run: files need the checkpoint they were made from; give --reference")
     with ExitStack() as stack:
         checkpoint = None
-        if paths and reference is not None:
+        if reference is not None:
             checkpoint = stack.enter_context(Checkpoint.open(resolve_model(reference)))
         settings = settings_for(
-            checkpoint,
+            checkpoint if paths else None,
             tasks,
             needles,
             smoke=smoke,
@@ -128,9 +128,9 @@ def evaluate(
 ) -> None:
     """Measure, print the table or the JSON, and write both reports.
 
-    checkpoint: None where there are no files. output: where progress goes, and whether stdout gets
-    JSON. Raises the first error of a file that could not be measured when the reports of the
-    others are written.
+    checkpoint: None where no reference is given; servers alone need none. output: where progress
+    goes, and whether stdout gets JSON. Raises the first error of a file that could not be measured
+    when the reports of the others are written.
     """
     from quant_eval import pipeline
     from quant_eval.report import caption_of, results_tables, write_html
@@ -147,7 +147,7 @@ def evaluate(
     failures: list[QwqError] = []
     by_layer = {}
     with progress(console) as on_progress:
-        if checkpoint is not None:
+        if checkpoint is not None and paths:
             n_threads = pipeline.engine_threads(checkpoint, threads)
             measured, failures = pipeline.measure(
                 checkpoint, paths, manifest, ask, threads=n_threads, on_progress=on_progress
@@ -170,7 +170,8 @@ def evaluate(
         )
     measured, failures = measured + replied, failures + unreached
     if measured:
-        report = pipeline.make_report(checkpoint, manifest, ask, measured, by_layer)
+        of_files = checkpoint if paths else None
+        report = pipeline.make_report(of_files, manifest, ask, measured, by_layer)
         write_json(manifest.folder / "report.json", report)
         write_html(manifest.folder / "report.html", report)
         if as_json:

@@ -48,7 +48,7 @@ class Exam:
 
     states: None where servers alone are asked, of which no logits are known. conditions: a
     digest of all that results depend on beside the file, the text and the settings. prompt_tokens:
-    room for the longest prompt of a task or question.
+    room for the longest prompt of a task or question. sampling: None takes the model's own.
     """
 
     tokens: EvaluationTokens
@@ -57,6 +57,7 @@ class Exam:
     settings: EvaluationSettings
     conditions: str
     prompt_tokens: int = PROMPT_TOKENS
+    sampling: Sampling | None = None
 
     @property
     def reference(self) -> Reference:

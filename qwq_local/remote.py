@@ -14,6 +14,9 @@ from convert.errors import EngineError, UsageError
 from qwq_local.messages import Message, answer_start
 from qwq_local.repetition import LoopDetector
 from qwq_local.reply import (
+    THOUGHT_CLOSE,
+    THOUGHT_OPEN,
+    UNFINISHED_THOUGHT,
     Answer,
     Done,
     Event,
@@ -148,7 +151,11 @@ class _RemoteReply:
         self._body = body
         self._turn = turn
         self._control = control
-        self._splitter = ReplySplitter(opens_thought=False, tools=False, call_prefix="")
+        self._splitter = _splitter(opens_thought=False)
+        answers_at_once = turn.limits.reasoning_tokens == 0 or turn.limits.answer_format is not None
+        self._held: str | None = None if answers_at_once else ""  # content that may be a thought
+        self._n_held = 0  # pieces of it
+        self._splits = False  # whether the server itself tells thoughts from answers
         self._stop = StopFilter(turn.limits.stop)
         self._detector = LoopDetector()
         self._calls: dict[int, dict[str, str]] = {}
@@ -178,10 +185,13 @@ class _RemoteReply:
             chunks.close()  # type: ignore[attr-defined]
         if self._control.cancelled.is_set():
             self._finish_reason = "cancelled"
-        else:
+        yield from self._release(in_thought=self._finish_reason not in ("stop", "tool_calls"))
+        if self._finish_reason != "cancelled":
             yield from self._stop.feed(self._splitter.finish())
             yield from self._stop.finish()
             yield from self._whole_calls()
+            if self._splits and not self._answers and not self._calls:
+                yield UNFINISHED_THOUGHT
         timings = self._timed(started, first, last)
         yield Done(self._finish_reason, self._counted(), timings, self._stop.found)
 
@@ -190,13 +200,14 @@ class _RemoteReply:
         thought = next((delta[name] for name in _REASONING_FIELDS if delta.get(name)), "")
         text = delta.get("content") or ""
         if thought:
+            self._splits = True
+            yield from self._release(in_thought=False)
             self._n_reasoning += 1
             yield Reasoning(thought)
         if text:
-            yield from self._stop.feed(self._splitter.feed(text.encode()))
+            yield from self._take_text(text)
         for call in delta.get("tool_calls") or ():
             self._add_to_call(call)
-        self._answers = self._answers or bool(text and not self._splitter.in_thought)
         if thought or text:
             self._n_pieces += 1
             yield from self._watch(thought + text)
@@ -204,6 +215,34 @@ class _RemoteReply:
             self._finish_reason = _FINISH_REASONS.get(reason, "stop")
         if self._stop.stopped:
             self._finish_reason = "stop"
+
+    def _take_text(self, text: str) -> Iterator[Event]:
+        """Content: the answer, or with no reasoning before it a thought that the server left in.
+
+        The prompt opened that thought, so that `</think>` alone tells, or the end of the reply.
+        """
+        if self._held is None:
+            self._n_reasoning += self._splitter.in_thought
+            yield from self._stop.feed(self._splitter.feed(text.encode()))
+            self._answers = self._answers or not self._splitter.in_thought
+            return
+        n_known = len(self._held)
+        self._held += text
+        self._n_held += 1
+        closes = self._held.find(THOUGHT_CLOSE, max(0, n_known - len(THOUGHT_CLOSE))) >= 0
+        if closes or self._held[: 4 * len(THOUGHT_OPEN)].lstrip().startswith(THOUGHT_OPEN):
+            yield from self._release(in_thought=True)
+
+    def _release(self, *, in_thought: bool) -> Iterator[Event]:
+        """What was held back, as the thought or the answer that it has turned out to be."""
+        held, self._held = self._held, None
+        if not held:
+            return
+        if in_thought:
+            self._n_reasoning += self._n_held
+            self._splitter = _splitter(opens_thought=True)
+        yield from self._stop.feed(self._splitter.feed(held.lstrip().encode()))
+        self._answers = not self._splitter.in_thought
 
     def _pass_on(self) -> Iterator[Event]:
         """Hand on what was asked of the thought, as our own server takes it."""
@@ -265,6 +304,11 @@ class _RemoteReply:
             usage.completion_tokens,
             last - first,
         )
+
+
+def _splitter(*, opens_thought: bool) -> ReplySplitter:
+    """Calls come apart from the text."""
+    return ReplySplitter(opens_thought=opens_thought, tools=False, call_prefix="")
 
 
 def _wire_message(message: Message) -> dict[str, Any]:

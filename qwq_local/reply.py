@@ -54,6 +54,9 @@ class Notice:
     text: str
 
 
+UNFINISHED_THOUGHT = Notice("unfinished_thought", "the reply ended inside its thought")
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens. A reply counts its stop token, and its thought the tag that ends it."""
@@ -192,7 +195,7 @@ class ReplySplitter:
         """What was held back, and what is to be said of a reply that ends here."""
         yield from self._advance(self._decoder.decode(b"", final=True), final=True)
         if self.in_thought:
-            yield Notice("unfinished_thought", "the reply ended inside its thought")
+            yield UNFINISHED_THOUGHT
 
     def _advance(self, text: str, *, final: bool) -> Iterator[Event]:
         self._held += text

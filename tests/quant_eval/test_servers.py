@@ -1,30 +1,38 @@
 """Tasks through our own server with nano-qwq, several at once, and benchmarks from files."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from convert.calibration import load_tokenizer
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.gguf_export import export_gguf
+from quant_eval.behaviour import summarize_behaviour
 from quant_eval.kept import Kept
 from quant_eval.manifest import Manifest
-from quant_eval.measurement import file_result, measure_server
+from quant_eval.measurement import Known, file_result, measure_server, solve
 from quant_eval.nano import CHECKPOINT
+from quant_eval.options import UNLIMITED_S
 from quant_eval.pipeline import Ask, Server, make_report, measure_servers
 from quant_eval.report import caption_of, summary_of, write_html
 from quant_eval.results import EvaluationSettings, Report
-from quant_eval.suite import Exam, choose_problems, longest_prompt, rough_count
+from quant_eval.suite import QUESTIONS, Exam, choose_problems, longest_prompt, rough_count
+from quant_eval.tasks import TASKS
 from qwq_local import QwQ
 from qwq_local.rope import NATIVE_LENGTH, plan_rope
 from tests.fakes import FakeEngine
 from tests.quant_eval.measuring import no_progress, problems_alone, telling
 from tests.quant_eval.test_verdict_cli import run
 from tests.qwq_local.server.running import Running, running
+from tests.qwq_local.test_remote import Scripted, chunk, playing
+from tests.synthetic import write_checkpoint
 
 SETTINGS = EvaluationSettings(n_problems=1, max_tokens=200)
 
@@ -41,6 +49,12 @@ def served_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(served_file: Path) -> Iterator[Running]:
     with running(lambda: QwQ.open(served_file, context=2048, threads=1)) as served:
         yield served
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with playing() as server:
+        yield server
 
 
 @pytest.fixture
@@ -141,6 +155,66 @@ def test_a_server_is_compared_by_its_tasks(
     assert "unmeasured is not passed" in capsys.readouterr().err
 
 
+def reply_of(*chunks: Any) -> list[Any]:
+    return [*chunks, "[DONE]"]
+
+
+THOUGHT = "So. " * 20
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "content"])
+def test_thoughts_that_a_server_cut_are_counted(
+    scripted: Scripted, tmp_path: Path, field: str
+) -> None:
+    """Catches a share of 0 % for a server that says nothing of them, or leaves thoughts in."""
+    settings = replace(SETTINGS, max_tokens=7)
+    problems = choose_problems(settings)[:4]
+    close = {} if field == "reasoning_content" else {"content": "</think>"}
+    whole = reply_of(
+        chunk(**{field: THOUGHT}), chunk(**close), chunk(content="\n\nYes."), chunk("stop")
+    )
+    cut = reply_of(chunk(**{field: THOUGHT}), chunk("length"))
+    scripted.scripts += [whole, cut, cut, whole, *[whole] * 2]
+    measured = measure_server(
+        scripted.url,
+        problems_alone(problems, settings),
+        Kept(tmp_path / "k"),
+        at_once=1,
+        on_progress=no_progress,
+    )
+    behaviour = summarize_behaviour(measured.attempts)
+    assert behaviour is not None
+    shares = (behaviour.unfinished_thoughts, behaviour.cut_replies, behaviour.empty_thoughts)
+    assert [share.value for share in shares] == [0.5, 0.5, 0.0]
+    assert {one.reasoning for one in measured.attempts} == {THOUGHT}
+    assert {one.answer for one in measured.attempts} == {"Yes.", ""}
+    assert behaviour.thought_tokens.value >= 1
+
+
+def test_servers_are_sampled_with_the_checkpoints_defaults(
+    scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches QwQ's numbers for another checkpoint, thoughts cut short, and a reference made."""
+    source = shutil.copytree(CHECKPOINT, tmp_path / "nano")
+    generation = source / "generation_config.json"
+    generation.write_text(json.dumps(json.loads(generation.read_text()) | {"temperature": 0.9}))
+    few = ("--base-url", scripted.url, "--at-once", "1", "--problems", "1")
+    n_replies = len(TASKS) + len(QUESTIONS)
+    for options, temperature in (((), 0.6), (("--reference", source), 0.9)):
+        scripted.bodies.clear()
+        scripted.scripts += [
+            reply_of(chunk(reasoning="So."), chunk("stop", content="4"))
+        ] * n_replies
+        out = tmp_path / str(temperature)
+        assert run(monkeypatch, "run", *few, *options, "-o", out) == 0
+        assert {body["temperature"] for body in scripted.bodies} == {temperature}
+        assert {body["max_tokens"] for body in scripted.bodies} == {32_768}
+        assert len(scripted.bodies) == n_replies
+        assert not (out / "reference").exists()
+        report = json.loads((out / "report.json").read_text())
+        assert report["settings"]["task_seconds"] == UNLIMITED_S
+
+
 def test_a_server_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     """Catches one dead server that takes the others' results with it."""
     servers = [Server("http://127.0.0.1:9/v1", 2)]
@@ -196,6 +270,44 @@ def test_needles_lie_on_both_sides_of_the_switch(n_tokens: int, tmp_path: Path) 
     assert [one.correct for one in measured.attempts] == [True, True]
     above = n_tokens > NATIVE_LENGTH
     assert [rope is not None for rope in engine.ropes[:2]] == [above, above]
+
+
+@pytest.mark.slow
+def test_a_needle_above_the_switch_is_read_with_yarn(tmp_path: Path) -> None:
+    """Catches a long prompt that an engine cuts, refuses or reads with native rope.
+
+    The model is narrow and cannot know the number: that its reply is graded is what counts.
+    """
+    config = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 40_960,
+        "vocab_size": 832,
+    }
+    folder = write_checkpoint(tmp_path / "narrow", config=config)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(CHECKPOINT / name, folder)
+    path = tmp_path / "narrow.gguf"
+    with Checkpoint.open(folder) as checkpoint:
+        export_gguf(checkpoint, "BF16", path, threads=1)
+        tokenizer = load_tokenizer(checkpoint.path)
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    settings = replace(SETTINGS, n_problems=0, needles=(NATIVE_LENGTH + 128,), max_tokens=4)
+    problems = choose_problems(settings, (), count)[:1]
+    exam = problems_alone(problems, settings)
+    context = longest_prompt(problems, count) + settings.max_tokens
+    with QwQ.open(path, context=context, threads=1) as qwq:
+        known = Known(Kept(tmp_path / "k"), "these")
+        (attempt,) = solve("narrow", lambda: qwq, exam, known, no_progress)
+        assert qwq.engine.rope_plan.native_length == NATIVE_LENGTH
+    assert "rope" in attempt.notices
+    assert attempt.correct is False
 
 
 def test_the_draw_is_the_seeds(gsm8k: Path) -> None:

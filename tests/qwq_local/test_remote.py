@@ -4,13 +4,14 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from convert.errors import EngineError, UsageError
-from qwq_local import Notice, QwQ, Reasoning, Reply, Sampling, ToolCall, sse
+from qwq_local import Answer, Notice, QwQ, Reasoning, Reply, Sampling, ToolCall, sse
 
 USAGE = {
     "prompt_tokens": 20,
@@ -86,6 +87,12 @@ class Scripted(ThreadingHTTPServer):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
     monkeypatch.setattr(sse, "FIRST_PAUSE_S", 0.01)
     monkeypatch.delenv("QWQ_API_KEY", raising=False)
+    with playing() as scripted:
+        yield scripted
+
+
+@contextmanager
+def playing() -> Iterator[Scripted]:
     with Scripted() as scripted:
         thread = threading.Thread(target=scripted.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -115,7 +122,11 @@ SCRIPTS = {
     "tags in the text": script(
         *[chunk(content=c) for c in "<think>\nHm.\n</think>\n\nYes."], chunk("stop")
     ),
+    "a thought in the text": script(
+        *[chunk(content=c) for c in "Hm.\n</think>\n\nYes."], chunk("stop")
+    ),
 }
+CUT = [Notice("unfinished_thought", "the reply ended inside its thought")]
 
 
 def ask(server: Scripted, what: Any, **options: Any) -> Reply:
@@ -133,6 +144,46 @@ def test_every_dialect_gives_the_same_reply(server: Scripted, dialect: str) -> N
     usage = reply.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens) == (20, 9, 4)
     assert (reply.timings.n_cached, reply.timings.n_prefilled) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ([chunk(reasoning_content="H"), chunk("length", reasoning_content="m")], ("Hm", "", CUT)),
+        ([chunk(reasoning_content="Hm"), chunk("stop", content="")], ("Hm", "", CUT)),
+        ([chunk(reasoning_content="Hm"), chunk("length", content="Y")], ("Hm", "Y", [])),
+        ([chunk(content="H"), chunk("length", content="m")], ("Hm", "", CUT)),
+        ([chunk(content="<think>\nHm"), chunk("length")], ("Hm", "", CUT)),
+        ([chunk(content="Hm</think>"), chunk("length", content="\n\n")], ("Hm", "", [])),
+        ([chunk(content="Hm</thi"), chunk("length", content="nk>Y")], ("Hm", "Y", [])),
+        ([chunk(content="Y"), chunk("stop", content="es")], ("", "Yes", [])),
+        (
+            [chunk(content="\n"), chunk(reasoning="Hm"), chunk("stop", content="Y</think>")],
+            ("Hm", "Y</think>", []),
+        ),
+        ([chunk("length")], ("", "", [])),
+    ],
+)
+def test_a_thought_that_was_cut_is_told(
+    server: Scripted, chunks: list[Any], expected: tuple[str, str, list[Notice]]
+) -> None:
+    """Would catch a thought that counts as ended, or as the answer, where the server is silent."""
+    reply = ask(server, [*chunks, "[DONE]"])
+    assert (reply.reasoning, reply.answer, list(reply.notices)) == expected
+    n_pieces = sum(bool(one["choices"][0]["delta"]) for one in chunks)
+    assert reply.usage.reasoning_tokens <= n_pieces
+    assert (reply.usage.reasoning_tokens > 0) == bool(reply.reasoning)
+
+
+def test_an_answer_without_a_thought_is_not_held_back(server: Scripted) -> None:
+    """Would catch a reply that is shown late, or as a thought, where none was asked for."""
+    chunks = [chunk(content="Y"), chunk("length", content="es"), "[DONE]"]
+    for options in ({"reasoning_tokens": 0}, {"answer_format": {"type": "string"}}):
+        server.scripts.append(chunks)
+        with QwQ.open(server.url) as qwq:
+            stream = qwq.session().send("?", **options)
+            assert next(stream) == Answer("Y")
+            assert stream.reply().answer == "es"  # the rest
 
 
 def test_what_is_asked_is_what_was_meant(
@@ -195,9 +246,14 @@ def test_stops_and_loops_end_the_reply_here(server: Scripted) -> None:
     long = script(chunk(reasoning="a END b"), *[chunk(content=f"x{i}") for i in range(5)])
     reply = ask(server, long, stop="x3")
     assert (reply.reasoning, reply.answer, reply.finish_reason) == ("a END b", "x0x1x2", "stop")
-    reply = ask(server, script(*[chunk(content="again ")] * 500))
+    loop = [chunk(content="again ")] * 500
+    for first in (chunk(reasoning="Hm."), chunk(content="Hm.</think>")):
+        reply = ask(server, script(first, *loop))
+        assert reply.finish_reason == "repetition"
+        assert 0 < len(reply.answer) < 600
+    reply = ask(server, script(*loop))
     assert reply.finish_reason == "repetition"
-    assert len(reply.answer) < 600
+    assert 0 < len(reply.reasoning) < 600
 
 
 def test_a_busy_server_is_asked_again(server: Scripted) -> None:
