@@ -1,8 +1,10 @@
 """What a GGUF file says of a model, key by key against its checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import gguf
 import numpy as np
 
 from convert.checkpoint import Checkpoint
@@ -10,6 +12,7 @@ from convert.gguf_header import MetadataValue
 from convert.gguf_parts import GgufModel
 from convert.inspection import shown_value
 from convert.plan import described
+from convert.tokenizer_metadata import add_tokenizer
 
 _GRAVE = (
     "general.architecture",
@@ -43,12 +46,32 @@ def metadata_differences(model: GgufModel, source: Checkpoint) -> list[Differenc
     A key that stands only in the file counts where it changes rope; names, licences and tags do
     not count. Raises CheckpointError for a source whose tokenizer cannot be read.
     """
-    (fields,) = described(source).kv_data
-    expected: dict[str, MetadataValue] = {key: field.value for key, field in fields.items()}
-    only_here = [key for key in model.metadata if key not in expected and ".rope.scaling." in key]
+    return _differences(model.metadata, _metadata(described(source)))
+
+
+def tokenizer_differences(folder: Path, source: Checkpoint) -> list[Difference]:
+    """The same of a folder's tokenizer and template, by the keys that they would be in GGUF.
+
+    Raises CheckpointError for a tokenizer of either that cannot be read.
+    """
+    found, expected = gguf.GGUFWriter(None, "qwen2"), gguf.GGUFWriter(None, "qwen2")
+    add_tokenizer(found, folder, source.model.vocab_size)
+    add_tokenizer(expected, source.path, source.model.vocab_size)
+    return _differences(_metadata(found), _metadata(expected))
+
+
+def _metadata(writer: gguf.GGUFWriter) -> dict[str, MetadataValue]:
+    (fields,) = writer.kv_data
+    return {key: field.value for key, field in fields.items()}
+
+
+def _differences(
+    metadata: Mapping[str, MetadataValue], expected: Mapping[str, MetadataValue]
+) -> list[Difference]:
+    only_here = [key for key in metadata if key not in expected and ".rope.scaling." in key]
     differences = []
     for key in [*expected, *only_here]:
-        words = _difference(model.metadata.get(key), expected.get(key))
+        words = _difference(metadata.get(key), expected.get(key))
         if words and key.startswith(_WORTH_A_NOTE + _GRAVE):
             differences.append(Difference(key, words, key.startswith(_GRAVE)))
     return sorted(differences, key=lambda one: not one.grave)
