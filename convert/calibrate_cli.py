@@ -219,6 +219,7 @@ def _self_generated(
 def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
     from convert.estimate import estimated_seconds
     from convert.files import format_nbytes, free_space
+    from convert.hessian import too_few_tokens
 
     result, estimate = plan.result, plan.estimate()
     console.print(
@@ -227,10 +228,14 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
         soft_wrap=True,
     )
     if plan.settings.hessians:
+        n_columns = plan.checkpoint.model.intermediate_size
         console.print(
-            f"Hessians of {result.n_fitted:,} tokens, judged by {result.n_held_out:,} held out",
+            f"Hessians of {result.n_fitted:,} tokens, {result.n_fitted / n_columns:.1f} for each "
+            f"of up to {n_columns:,} columns, judged by {result.n_held_out:,} held out",
             soft_wrap=True,
         )
+        if warning := too_few_tokens(result.n_fitted, n_columns):
+            console.print(warning, soft_wrap=True)
     if result.n_sampled:
         console.print(
             f"sensitivities of all matrices, on {result.n_sampled:,} tokens, forward and back",
