@@ -29,7 +29,7 @@ from convert.checkpoint import Checkpoint, Float32Array, read_json_object
 from convert.errors import NumericalError, QwqError, UsageError
 from convert.estimate import Estimate, estimate_calibration, sites
 from convert.evaluation_states import write_evaluation
-from convert.files import check_disk_space, refuse_existing, replacing_file
+from convert.files import check_disk_space, missing_nbytes, refuse_existing, replacing_file
 from convert.fingerprint import fingerprint
 from convert.hessian import InputStatistics
 from convert.imatrix import write_imatrix
@@ -153,16 +153,34 @@ class CalibrationPlan:
     result: Calibration
 
     @property
+    def states_nbytes(self) -> int:
+        """Most bytes of hidden states at a time, all of which lie on the disk, padding included.
+
+        The pass has those before and after a layer. Sensitivities begin beside the last of them,
+        and need those of every layer and two layers' gradients in the end.
+        """
+        n_layers = self.checkpoint.model.n_layers
+        n_streamed = sum(batch.ids.numel() for part in self.parts for batch in part.batches)
+        n_sampled = sum(batch.ids.numel() for batch in self.sample)
+        n_positions = max(2 * n_streamed, n_streamed + 2 * n_sampled, (n_layers + 3) * n_sampled)
+        return 4 * n_positions * self.checkpoint.model.hidden_size
+
+    @property
     def disk_nbytes(self) -> int:
-        """Bytes that the folder takes while it is made, with hidden states before and after."""
+        """Bytes that the folder takes while it is made, at most."""
         model = self.checkpoint.model
         per_layer = sum(n_in for n_in, _ in sites(model))
         if self.settings.hessians:
             n_held_out = self.result.n_held_out
             per_layer += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
-        n_streamed = sum(n_tokens_of(part.batches) for part in self.parts)
-        n_kept = 2 * n_streamed + (model.n_layers + 3) * self.result.n_sampled
-        return 4 * (n_kept * model.hidden_size + model.n_layers * per_layer)
+        matrices = (one for one in tensor_specs(model) if one.layer_index is not None)
+        in_imatrix = sum(one.shape[-1] for one in matrices if len(one.shape) > 1)
+        n_riding = sum(n_tokens_of(part.batches) for part in self.parts if not part.counted)
+        return (
+            self.states_nbytes
+            + 4 * (model.n_layers * per_layer + len(IMATRIX_NAMES) * in_imatrix)
+            + 2 * n_riding * model.hidden_size
+        )
 
     def estimate(self) -> Estimate:
         result = self.result
@@ -224,7 +242,7 @@ def calibrate(
     """
     result, settings = plan.result, plan.settings
     refuse_existing(result.path, force=force)
-    check_disk_space(result.path, plan.disk_nbytes)
+    check_disk_space(result.path, missing_nbytes(result.path, plan.disk_nbytes))
     made_of = describe(result) | {
         "settings": dataclasses.asdict(settings),
         "evaluation": plan.evaluation_sha256,

@@ -218,7 +218,7 @@ def _self_generated(
 
 def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
     from convert.estimate import estimated_seconds
-    from convert.files import format_nbytes, free_space
+    from convert.files import format_nbytes, free_space, missing_nbytes
     from convert.hessian import too_few_tokens
 
     result, estimate = plan.result, plan.estimate()
@@ -241,9 +241,13 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
             f"sensitivities of all matrices, on {result.n_sampled:,} tokens, forward and back",
             soft_wrap=True,
         )
+    n_missing = missing_nbytes(result.path, plan.disk_nbytes)
     console.print(
-        f"disk: {format_nbytes(plan.disk_nbytes)} needed, "
-        f"{format_nbytes(free_space(result.path))} free",
+        f"disk: {format_nbytes(n_missing)} needed"
+        + (" beside what is done of it" if n_missing < plan.disk_nbytes else "")
+        + f", {format_nbytes(free_space(result.path))} free; up to "
+        f"{format_nbytes(plan.states_nbytes)} are hidden states, read batch by batch and removed "
+        "at the end",
         soft_wrap=True,
     )
     duration = format_duration(estimated_seconds(estimate))

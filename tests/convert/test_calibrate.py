@@ -18,10 +18,17 @@ from convert.calibrate import (
 )
 from convert.calibration import Conversation, PlainText
 from convert.checkpoint import Checkpoint
-from convert.errors import CheckpointError, OutputExistsError, QwqError, UsageError
+from convert.errors import (
+    CheckpointError,
+    DiskFullError,
+    OutputExistsError,
+    QwqError,
+    UsageError,
+)
 from convert.files import partial_path
 from convert.imatrix import read_imatrix
 from convert.layer_stream import INPUT_SITES, LayerStream, find_device
+from convert.layer_work import LayerWork
 from convert.passages import calibration_sequences
 from convert.qwen2 import tensor_specs
 from tests.synthetic import Array, sums, write_checkpoint
@@ -197,6 +204,56 @@ def test_finished_layers_are_not_run_again(
         loaded.clear()
         calibrate(plan)
     assert loaded == [2]
+
+
+def test_what_is_done_takes_no_room_again(
+    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a continuation refused on the disk that its first part has almost filled."""
+    out = tmp_path / "out"
+    with Checkpoint.open(source) as checkpoint:
+        n_tokens = open_calibration(finished, checkpoint).n_tokens
+        plan = plan_calibration(checkpoint, out, passages=sums(16), settings=SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out, stop_after=int(2.5 * n_tokens))
+    n_there = sum(path.stat().st_size for path in partial_path(out).iterdir())
+    for n_free, is_enough in ((n_there // 2, False), (plan.disk_nbytes - n_there, True)):
+        monkeypatch.setattr("convert.files.free_space", lambda _, n_free=n_free: n_free)
+        if is_enough:
+            run(source, out)
+        else:
+            with pytest.raises(DiskFullError, match=f"{n_free:,} are free"):
+                run(source, tmp_path / "anew")
+    assert out.exists()
+
+
+@pytest.mark.parametrize("sensitivities", [False, True])
+def test_the_disk_that_is_taken_is_what_was_counted(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sensitivities: bool
+) -> None:
+    """Catches hidden states, their padding or what rides along left out of the plan."""
+    taken: list[int] = []
+    finish_layer = LayerWork.finish_layer
+
+    def weighing(work: LayerWork, *files: Path) -> None:
+        taken.append(sum(path.stat().st_size for path in work.folder.iterdir()))
+        finish_layer(work, *files)
+
+    monkeypatch.setattr(LayerWork, "finish_layer", weighing)
+    settings = CalibrationSettings(
+        hessians=True, sensitivities=sensitivities, n_sensitivity_tokens=1000, batch_tokens=3000
+    )
+    with Checkpoint.open(source) as checkpoint:
+        plan = plan_calibration(
+            checkpoint,
+            tmp_path / "out",
+            passages=sums(16),
+            settings=settings,
+            evaluation=sums(24)[16:],
+        )
+        calibrate(plan)
+    assert max(taken) < plan.disk_nbytes + 10_000  # of headers and a journal
+    assert max(taken) == pytest.approx(plan.disk_nbytes, rel=0.05)
 
 
 def test_other_unfinished_work_is_not_discarded(source: Path, tmp_path: Path) -> None:
