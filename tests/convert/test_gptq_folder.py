@@ -39,7 +39,7 @@ def folder(source: Path) -> Path:
         export_gptq(
             checkpoint,
             out,
-            settings=GptqSettings(clip_steps=0),
+            settings=GptqSettings(other_damps=(), clip_steps=0),
             calibration=built_in_passages(),
             n_tokens=600,
         )
@@ -321,7 +321,7 @@ def test_tied_embeddings_may_be_stored_twice(tmp_path: Path) -> None:
         export_gptq(
             checkpoint,
             out,
-            settings=GptqSettings(clip_steps=0, n_sweeps=0),
+            settings=GptqSettings(other_damps=(), clip_steps=0, n_sweeps=0),
             calibration=built_in_passages(),
             n_tokens=300,
         )
