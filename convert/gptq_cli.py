@@ -45,7 +45,12 @@ def gptq_command(
         int, typer.Option(help="Input columns that share a scale: 32, 64, 128, or -1 for all.")
     ] = 128,
     asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="Give every group a zero point of its own.")
+        bool,
+        typer.Option(
+            "--asymmetric",
+            help="Give every group a zero point of its own; for GPTQModel's loader with "
+            "--format-version 2.",
+        ),
     ] = False,
     order: Annotated[
         str,

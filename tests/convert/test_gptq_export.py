@@ -496,7 +496,7 @@ numpy.savez(Path(sys.argv[1]).with_name("orders.npz"), **orders)
 
 READ_SETTINGS = {
     "columns": SETTINGS,
-    "3-bit-rows": OTHER_SETTINGS[1],
+    "3-bit-rows-v2": replace(OTHER_SETTINGS[1], version=2),  # GPTQModel's own condition
     "groups": OTHER_SETTINGS[2],
     "activations-v2": OTHER_SETTINGS[3],
     "8-bit": GptqSettings(bits=8, group_size=64, other_damps=(), clip_steps=0),
@@ -536,8 +536,8 @@ def test_transformers_and_gptqmodel_read_it(source: Path, read_by_others: Path, 
     for reader in ("logits", "gptqmodel logits"):
         # Kernels compute in 16 bits; the other version's zeros are off by a step a weight.
         assert np.mean((read[reader] - ours) ** 2) < 1e-3 * np.mean(ours**2), reader
-    for linear, weight in unpacked(folder):
-        np.testing.assert_allclose(read[linear], weight.numpy(), rtol=2**-8, err_msg=linear)
+    for linear, weight in unpacked(folder):  # scale and product are each rounded to bfloat16
+        np.testing.assert_allclose(read[linear], weight.numpy(), rtol=2**-7, err_msg=linear)
 
 
 @pytest.mark.slow
