@@ -181,7 +181,7 @@ def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
 def compare_gptq(source: Path, text: Path, table: Table) -> None:
     for order in ("columns", "groups"):
         out = WORK / f"gptq-{order}"
-        options = ("--calibration", text, "--tokens", f"{GPTQ_TOKENS}", "--order", order)
+        options = ("--text", text, "--tokens", f"{GPTQ_TOKENS}", "--order", order)
         cost = qwq(out, "convert", "gptq", source, *options)
         table.line(f"GPTQ 4 bit, {order}", gptq_weights(out), cost, is_base=order == "columns")
 

@@ -131,7 +131,7 @@ def compare_memory() -> None:
     print("|---|---|---|---|---|", flush=True)
     os.environ.update(GIVES_BACK)
     out = WORK / "grown"
-    options = ("--calibration", REASONING, "--tokens", f"{N_TOKENS}", "--device", "cpu")
+    options = ("--text", REASONING, "--tokens", f"{N_TOKENS}", "--device", "cpu")
     ours = partial(qwq, out, "convert", "gptq", *options)
     theirs = partial(gptqmodel, out, text=REASONING, n_tokens=N_TOKENS)
     for title, quantize in (

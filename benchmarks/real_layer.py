@@ -27,7 +27,7 @@ from convert.estimate import (
     estimate_gptq,
     estimate_rounding,
 )
-from convert.gptq import OTHER_DAMPS, GptqSettings
+from convert.gptq import GptqSettings
 from convert.passages import HELD_OUT_EVERY
 from convert.qwen2 import Qwen2Config, parse_config
 from convert.rounding import DAMPS, N_SWEEPS
@@ -93,7 +93,7 @@ CASES = (
     Case(
         "GPTQ 4 bit",
         lambda n: ["convert", "gptq", "--tokens", f"{n}"],
-        lambda model, n: estimate_gptq(model, GptqSettings(other_damps=OTHER_DAMPS), n),
+        lambda model, n: estimate_gptq(model, GptqSettings(), n),
         16_384,
     ),
     Case(

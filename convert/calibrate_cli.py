@@ -120,6 +120,7 @@ def calibrate(
     from convert.checkpoint import Checkpoint
     from convert.files import refuse_existing
     from convert.layer_stream import find_device
+    from convert.passages import load_all_passages
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     settings = CalibrationSettings(
@@ -134,7 +135,7 @@ def calibrate(
         target = out or Path("models") / opened.name / "calibration"
         if not dry_run:
             refuse_existing(target, force=force)
-        passages = _load(text)
+        passages = load_all_passages(text)
         if self_generated and not dry_run:
             kept = target.with_name(f"{target.name}.self-generated.jsonl")
             passages = _self_generated(passages, self_generated, kept, console, context.obj, model)
@@ -165,14 +166,6 @@ def calibrate(
     console.print(f"{result.n_layers} layers in {format_duration(elapsed_s)}")
     document["elapsed_s"] = round(elapsed_s, 3)
     typer.echo(json.dumps(document, indent=2) if as_json else result.path)
-
-
-def _load(paths: list[Path] | None) -> list[Passage]:
-    from convert.passages import built_in_passages, load_passages
-
-    if not paths:
-        return built_in_passages()
-    return [passage for path in paths for passage in load_passages(path)]
 
 
 def _self_generated(

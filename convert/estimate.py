@@ -24,11 +24,16 @@ OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale trie
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Floating-point operations in matrix products and one by one, and the peak of memory."""
+    """Floating-point operations in matrix products and one by one, and the peak of memory.
+
+    peak_nbytes: on the device that computes. host_nbytes: on the host meanwhile, where that is
+    another.
+    """
 
     n_matrix: float
     n_elementwise: float
     peak_nbytes: int
+    host_nbytes: int = 0
 
 
 def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> Estimate:
@@ -41,16 +46,22 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
     for n_in, n_out in solves:
         n_matrix += 2 * n_tokens * n_in**2  # Hessian
         n_matrix += n_solves * (n_in**3 + n_out * n_in**2)  # factor and inverse; lazy updates
-        if settings.other_damps:
-            n_matrix += n_solves * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
+        if settings.is_judged:
+            n_tries = n_solves + (settings.n_sweeps > 0)
+            n_matrix += n_tries * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
         if settings.n_sweeps:
             n_matrix += (1 + 2 * settings.n_sweeps) * n_out * n_in**2
         n_choices = n_solves + settings.n_sweeps
         candidates = n_solves * OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
         n_elementwise += n_out * n_in * (n_choices * OPERATIONS_PER_CODE + candidates)
     floats = min(model.n_layers, 2) * n_weights + _gptq_floats(model, settings, n_tokens)
+    # The next layer as it is read, and codes with what they are packed into, a byte each at most.
+    host = 4 * n_weights + 3 * max(n_in * n_out for n_in, n_out in solves)
     return Estimate(
-        float(model.n_layers * n_matrix), float(model.n_layers * n_elementwise), round(4 * floats)
+        float(model.n_layers * n_matrix),
+        float(model.n_layers * n_elementwise),
+        round(4 * floats),
+        host,
     )
 
 
@@ -60,7 +71,7 @@ def _gptq_floats(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> f
     A solution keeps a byte a weight; linears that share their inputs are copied into one.
     """
     n_solves = len(settings.damps)
-    n_held_out = n_tokens // HELD_OUT_EVERY if settings.other_damps else 0
+    n_held_out = n_tokens // HELD_OUT_EVERY if settings.is_judged else 0
     most = 0.0
     q_size, hidden, inner = (
         model.n_heads * model.head_dim,

@@ -26,7 +26,6 @@ MAX_DAMP = 1.0
 INVERTED_AT_ONCE = 128  # columns of a triangular matrix
 CACHED_ROWS = 4096  # solved at a time on a processor: a chunk of their columns stays in its cache
 PER_CHANNEL = -1
-OTHER_DAMPS = (0.2, 0.8)
 ORDERS = ("columns", "groups", "activations")
 
 
@@ -39,10 +38,10 @@ class GptqSettings:
     from the most active down (Gafni et al. 2025, group-aware reordering); "activations" does so
     with all columns and groups them in that order, for which readers need a lookup.
     damp: fraction of the mean diagonal added to the Hessian's. other_damps: tried too by the
-    exporter, which keeps the one whose output errs least on inputs that it holds out; with none
-    there is nothing to choose and all inputs are fitted to. clip_steps: how many clipped scales
-    are tried beside the full one; 0 tries none. n_sweeps: how often the exporter chooses every code
-    once more. version: of the file format, 1 or 2.
+    exporter, which keeps the one whose output errs least on inputs that it holds out. clip_steps:
+    how many clipped scales are tried beside the full one; 0 tries none. n_sweeps: how often the
+    exporter chooses every code once more, and takes them where they err no more on what is held
+    out. version: of the file format, 1 or 2.
     column_chunk: columns solved before the lazy update of the rest; it changes speed alone.
     """
 
@@ -51,7 +50,7 @@ class GptqSettings:
     symmetric: bool = True
     order: str = "columns"
     damp: float = 0.05
-    other_damps: tuple[float, ...] = ()
+    other_damps: tuple[float, ...] = (0.2, 0.8)
     clip_steps: int = 24
     n_sweeps: int = 1
     version: int = 1
@@ -77,6 +76,11 @@ class GptqSettings:
     @property
     def damps(self) -> tuple[float, ...]:
         return (self.damp, *self.other_damps)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is anything to choose by inputs held out; if not, all are fitted to."""
+        return bool(self.other_damps or self.n_sweeps)
 
     @property
     def max_code(self) -> int:

@@ -15,9 +15,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from convert.calibration import TokenBatch
     from convert.checkpoint import Checkpoint
     from convert.gptq import GptqSettings
     from convert.gptq_export import GptqPlan, GptqResult
+
+BAR_LOOKS_BACK_S = 1e6  # by default half a minute, in which no large linear is done
+
+Batches = tuple[list["TokenBatch"], list["TokenBatch"]]
+"""Text to fit to, and text held out."""
 
 
 def gptq_command(
@@ -39,7 +45,12 @@ def gptq_command(
         int, typer.Option(help="Input columns that share a scale: 32, 64, 128, or -1 for all.")
     ] = 128,
     asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="Give every group a zero point of its own.")
+        bool,
+        typer.Option(
+            "--asymmetric",
+            help="Give every group a zero point of its own; for GPTQModel's loader with "
+            "--format-version 2.",
+        ),
     ] = False,
     order: Annotated[
         str,
@@ -51,11 +62,11 @@ def gptq_command(
     version: Annotated[
         int, typer.Option("--format-version", help="1, which all read, or 2 (gptq_v2).")
     ] = 1,
-    calibration: Annotated[
-        Path | None,
+    text: Annotated[
+        list[Path] | None,
         typer.Option(
-            help="JSON Lines, Parquet or plain text to calibrate on (default: the built-in "
-            "conversations).",
+            help="JSON Lines, Parquet or plain text to calibrate on; may be given several times "
+            "(default: the built-in conversations).",
             show_default=False,
         ),
     ] = None,
@@ -83,11 +94,12 @@ def gptq_command(
     from rich.console import Console
 
     from convert.checkpoint import Checkpoint
-    from convert.files import check_disk_space, refuse_existing
-    from convert.gptq import OTHER_DAMPS, GptqSettings
-    from convert.gptq_export import export_gptq, plan_gptq
+    from convert.files import refuse_existing
+    from convert.gptq import GptqSettings
+    from convert.gptq_export import export_gptq, gptq_batches, plan_gptq
+    from convert.hessian import too_few_tokens
     from convert.layer_stream import find_device
-    from convert.passages import built_in_passages, load_passages
+    from convert.passages import load_all_passages
 
     settings = GptqSettings(
         bits=bits,
@@ -95,7 +107,6 @@ def gptq_command(
         symmetric=not asymmetric,
         order=order,
         version=version,
-        other_damps=OTHER_DAMPS,
     )
     chosen = find_device(device)
     console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -104,17 +115,18 @@ def gptq_command(
         plan = plan_gptq(opened, settings)
         if not dry_run:
             refuse_existing(target, force=force)
-            check_disk_space(target, plan.nbytes)
-        passages = load_passages(calibration) if calibration else built_in_passages()
+        passages = load_all_passages(text)
         if dry_run and as_json:
             typer.echo(json.dumps(_plan_document(plan, target), indent=2))
             return
+        batches = gptq_batches(opened, passages, settings, n_tokens=tokens)
         shown = Console(highlight=False) if dry_run else console
-        _show_plan(shown, opened, plan, target, about=_about(opened, settings, tokens))
+        _show_plan(shown, opened, plan, target, batches)
+        shown.print(_about(opened, settings, batches, device=chosen), soft_wrap=True)
         if dry_run:
             return
         start_s = time.monotonic()
-        with _bar(console) as on_progress:
+        with _bar(console, opened.model.n_layers) as on_progress:
             result = export_gptq(
                 opened,
                 target,
@@ -127,13 +139,8 @@ def gptq_command(
             )
         elapsed_s = time.monotonic() - start_s
     n_columns = opened.model.intermediate_size
-    n_fitted = result.n_calibration_tokens - result.n_held_out
-    if n_fitted < n_columns:
-        console.print(
-            f"fitted to {n_fitted:,} tokens for up to {n_columns:,} columns of a linear: fewer "
-            "tokens than columns overfit; more --tokens would help",
-            soft_wrap=True,
-        )
+    if warning := too_few_tokens(result.n_fitted, n_columns):
+        console.print(warning, soft_wrap=True)
     dampings = Counter(result.damp.values())
     console.print(
         f"damping, chosen on {result.n_held_out:,} held-out tokens: "
@@ -145,8 +152,8 @@ def gptq_command(
             f"{linear}: its Hessian needed damping {damp:g}; more tokens may help", soft_wrap=True
         )
     console.print(
-        f"{plan.n_quantized} linears in {elapsed_s:.1f} s, fitted to {n_fitted:,} tokens, "
-        f"{n_fitted / n_columns:.1f} for each of up to {n_columns:,} columns "
+        f"{plan.n_quantized} linears in {elapsed_s:.1f} s, fitted to {result.n_fitted:,} tokens, "
+        f"{result.n_fitted / n_columns:.1f} for each of up to {n_columns:,} columns "
         f"(set {result.calibration_sha256[:12]})",
         soft_wrap=True,
     )
@@ -156,49 +163,86 @@ def gptq_command(
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar of linears done; it goes when the work is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def _bar(console: Console, n_layers: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar of linears done, with the layer and the time left; it goes when the work is done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         BarColumn(None),
+        TextColumn("{task.description}, linear"),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, disable=console.quiet, transient=True) as progress:
-        task = progress.add_task("")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with Progress(
+        *columns,
+        console=console,
+        disable=console.quiet,
+        transient=True,
+        speed_estimate_period=BAR_LOOKS_BACK_S,
+    ) as progress:
+        task = progress.add_task(f"layer 1 of {n_layers}")
+
+        def show(done: int, total: int) -> None:
+            layer = min(done * n_layers // total + 1, n_layers)
+            description = f"layer {layer} of {n_layers}"
+            progress.update(task, completed=done, total=total, description=description)
+
+        yield show
 
 
 def _show_plan(
-    console: Console, checkpoint: Checkpoint, plan: GptqPlan, target: Path, *, about: str
+    console: Console, checkpoint: Checkpoint, plan: GptqPlan, target: Path, batches: Batches
 ) -> None:
-    from convert.files import format_nbytes, free_space
+    from convert.files import format_nbytes, free_space, missing_nbytes
+    from convert.gptq_export import disk_nbytes
+    from convert.hessian import too_few_tokens
+    from convert.layer_stream import n_tokens_of
 
-    n_linears, n_layers = plan.n_quantized, checkpoint.model.n_layers
+    n_linears, model = plan.n_quantized, checkpoint.model
     console.print(
         f"{target}: {format_nbytes(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight; "
-        f"{n_linears} linears of {n_layers} layers, all else as it is",
+        f"{n_linears} linears of {model.n_layers} layers, all else as it is",
         soft_wrap=True,
     )
+    n_needed = disk_nbytes(checkpoint, plan, [*batches[0], *batches[1]])
+    n_missing = missing_nbytes(target, n_needed)
     console.print(
-        f"disk: {format_nbytes(plan.nbytes)} needed, {format_nbytes(free_space(target))} free",
+        f"disk: {format_nbytes(n_missing)} needed"
+        + (" beside what is done of it" if n_missing < n_needed else "")
+        + f", {format_nbytes(free_space(target))} free; {format_nbytes(n_needed - plan.nbytes)} of "
+        "all are hidden states, removed at the end",
         soft_wrap=True,
     )
-    console.print(about, soft_wrap=True)
+    n_fitted, n_held_out = map(n_tokens_of, batches)
+    console.print(
+        f"fitted to {n_fitted:,} tokens, {n_fitted / model.intermediate_size:.1f} for each of up "
+        f"to {model.intermediate_size:,} columns, judged by {n_held_out:,} held out",
+        soft_wrap=True,
+    )
+    if warning := too_few_tokens(n_fitted, model.intermediate_size):
+        console.print(warning, soft_wrap=True)
 
 
-def _about(checkpoint: Checkpoint, settings: GptqSettings, n_tokens: int) -> str:
-    """Time and memory that the work will take, in words."""
+def _about(checkpoint: Checkpoint, settings: GptqSettings, batches: Batches, *, device: str) -> str:
+    """Time and memory that the work will take, in words; off the processor no time is known."""
     from convert.estimate import estimate_gptq, estimated_seconds, format_duration
     from convert.files import format_nbytes
+    from convert.layer_stream import n_tokens_of
 
+    n_tokens = sum(map(n_tokens_of, batches))
     estimate = estimate_gptq(checkpoint.model, settings, n_tokens)
+    peak = format_nbytes(estimate.peak_nbytes)
+    if device != "cpu":
+        host = format_nbytes(estimate.host_nbytes)
+        return f"memory: {peak} on {device} and {host} on the host, beside torch's own"
     duration = format_duration(estimated_seconds(estimate))
-    return (
-        f"{n_tokens:,} calibration tokens: about {duration} on this machine as it is now, "
-        f"{format_nbytes(estimate.peak_nbytes)} of memory beside torch's own"
-    )
+    return f"memory: {peak} beside torch's own; time: about {duration} on this machine as it is now"
 
 
 def _plan_document(plan: GptqPlan, target: Path) -> dict[str, object]:

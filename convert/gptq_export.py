@@ -28,7 +28,7 @@ from convert.calibration import (
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import NumericalError, UsageError
-from convert.files import check_disk_space, refuse_existing
+from convert.files import check_disk_space, missing_nbytes, refuse_existing
 from convert.fingerprint import fingerprint
 from convert.gptq import (
     GptqSettings,
@@ -105,8 +105,9 @@ class GptqPlan:
 class GptqResult:
     """What was written.
 
-    n_held_out: calibration tokens that damping was chosen by, 0 where there was none to choose.
-    damp: that each linear got. raised_damp: of those whose Hessian needed more than was asked for.
+    n_held_out: calibration tokens that damping and codes were chosen by, 0 where there was no
+    choice. damp: that each linear got. raised_damp: of those whose Hessian needed more than the
+    settings asked for.
     """
 
     path: Path
@@ -117,6 +118,19 @@ class GptqResult:
     calibration_sha256: str
     damp: dict[str, float]
     raised_damp: dict[str, float]
+
+    @property
+    def n_fitted(self) -> int:
+        return self.n_calibration_tokens - self.n_held_out
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A solution, the damping asked for, and each output's squared error on held-out inputs."""
+
+    asked_damp: float
+    solution: GptqSolution
+    errors: torch.Tensor  # (n_out,)
 
 
 def plan_gptq(checkpoint: Checkpoint, settings: GptqSettings) -> GptqPlan:
@@ -161,18 +175,19 @@ def export_gptq(
 ) -> GptqResult:
     """Quantize every linear of every layer and write the folder, whole or not at all.
 
-    on_progress: called with the linears done and all there are. The same input gives the same bytes
+    on_progress: called with the linears done and all there are, at first with those of a run that
+    was interrupted. The same input gives the same bytes
     on the same machine and threads; interrupted, the same call continues with the first unfinished
     layer.
     Raises QwqError for an output that exists, a full disk, and weights or inputs that are broken.
     """
     refuse_existing(out_folder, force=force)
     plan = plan_gptq(checkpoint, settings)
-    fitted, held_out = _batches(checkpoint, calibration, settings, n_tokens=n_tokens)
+    fitted, held_out = gptq_batches(checkpoint, calibration, settings, n_tokens=n_tokens)
     n_held_out = n_tokens_of(held_out)
     n_calibration_tokens = n_tokens_of(fitted) + n_held_out
-    states_nbytes = 3 * 4 * n_calibration_tokens * checkpoint.model.hidden_size
-    check_disk_space(out_folder, plan.nbytes + states_nbytes)
+    n_needed = disk_nbytes(checkpoint, plan, [*fitted, *held_out])
+    check_disk_space(out_folder, missing_nbytes(out_folder, n_needed))
     meta = {
         "quantizer": [f"qwq-local:{version('qwq-local')}"],
         "calibration_sha256": set_digest(calibration),
@@ -195,7 +210,7 @@ def export_gptq(
         run.write_shards(on_progress)
         _write_configs(checkpoint, work.folder, settings, meta)
         write_index(work.folder, plan.shards)
-        damp = dict(work.notes)
+        notes = dict(work.notes)
     return GptqResult(
         path=out_folder,
         nbytes=plan.nbytes,
@@ -203,25 +218,31 @@ def export_gptq(
         n_calibration_tokens=n_calibration_tokens,
         n_held_out=n_held_out,
         calibration_sha256=set_digest(calibration),
-        damp=damp,
-        raised_damp={name: used for name, used in damp.items() if used not in settings.damps},
+        damp={name: used for name, (_, used) in notes.items()},
+        raised_damp={name: used for name, (asked, used) in notes.items() if used != asked},
     )
 
 
-def _batches(
+def disk_nbytes(checkpoint: Checkpoint, plan: GptqPlan, batches: Sequence[TokenBatch]) -> int:
+    """What the folder takes at most while it is made: with hidden states, three files of them."""
+    n_states = sum(batch.ids.numel() for batch in batches)
+    return plan.nbytes + 3 * 4 * n_states * checkpoint.model.hidden_size
+
+
+def gptq_batches(
     checkpoint: Checkpoint,
     calibration: Sequence[Passage],
     settings: GptqSettings,
     *,
     n_tokens: int | None,
 ) -> tuple[list[TokenBatch], list[TokenBatch]]:
-    """Those to fit to, and those to choose the damping by, where there is one to choose.
+    """The text to fit to, and the text to choose by, where the settings leave a choice.
 
     Raises UsageError where the text is a single sequence and there is a choice.
     """
     sequences = calibration_sequences(checkpoint, calibration, n_tokens=n_tokens)
     apart = range(0)
-    if settings.other_damps:
+    if settings.is_judged:
         n = len(sequences)
         apart = range(n)[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or range(1, n)[-1:]
         if not apart:
@@ -261,6 +282,8 @@ class _Run:
 
     def write_shards(self, on_progress: Progress | None) -> None:
         work, shards = self._work, list(self._plan.shards.items())
+        if on_progress is not None:
+            on_progress(work.n_done * len(LINEARS), self._plan.n_quantized)
         if work.n_done == 0:
             self._write(shards[0], self._copied(EMBEDDINGS))
             write_states(work.states_path(0), self._stream.embed(self._batches))
@@ -304,9 +327,12 @@ class _Run:
     ) -> Iterator[Chunk]:
         yield from self._copied(f"{prefix}.{half.norm}.weight")
         for names in (half.first, (half.last,)):
-            statistics = self._statistics(layer, half, names[0], before)
+            # No name holds the statistics here, so that they go before the next ones are taken.
             yield from self._linear_chunks(
-                f"{prefix}.{half.body}", layer.get_submodule(half.body), names, statistics
+                f"{prefix}.{half.body}",
+                layer.get_submodule(half.body),
+                names,
+                self._statistics(layer, half, names[0], before),
             )
 
     def _statistics(
@@ -361,14 +387,14 @@ class _Run:
         start = 0
         for name, weight in weights.items():
             stop = start + len(weight)
-            best, errors = min(solutions, key=lambda one: float(one[1][start:stop].sum()))
-            rows = best.rows(start, stop)
+            best = min(solutions, key=lambda one: float(one.errors[start:stop].sum()))
+            rows = best.solution.rows(start, stop)
             refined = refine_solution(weight, hessian, rows, self._settings)
-            if _errors(weight, refined, held_out).sum() <= errors[start:stop].sum():
+            if _errors(weight, refined, held_out).sum() <= best.errors[start:stop].sum():
                 rows = refined
             start = stop
-            self._work.notes[f"{where}.{name}"] = rows.damp
-            if rows.damp not in self._settings.damps:
+            self._work.notes[f"{where}.{name}"] = [best.asked_damp, rows.damp]
+            if rows.damp != best.asked_damp:
                 log.warning("%s: its Hessian needed damping %g", f"{where}.{name}", rows.damp)
             weight.copy_(dequantize(rows))
             yield from packed_arrays(f"{where}.{name}.weight", rows, self._settings)
@@ -377,13 +403,13 @@ class _Run:
 
     def _solutions(
         self, weight: torch.Tensor, hessian: torch.Tensor, held_out: torch.Tensor
-    ) -> list[tuple[GptqSolution, torch.Tensor]]:
-        """One for each damping, with its errors."""
+    ) -> list[_Tried]:
+        """One for each damping."""
         solutions = []
         for damp in self._settings.damps:
             settings = dataclasses.replace(self._settings, damp=damp)
             solution = quantize_matrix(weight, hessian, settings)
-            solutions.append((solution, _errors(weight, solution, held_out)))
+            solutions.append(_Tried(damp, solution, _errors(weight, solution, held_out)))
         return solutions
 
     def _copied(self, name: str) -> Iterator[Chunk]:

@@ -2,174 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, Float32Array, read_json_object
+from convert.checkpoint import (
+    ITEM_NBYTES,
+    Float32Array,
+    TensorInfo,
+    read_json_object,
+    read_safetensors_header,
+    to_float32,
+)
 from convert.errors import QwqError
 from convert.gptq_format import CODES_PER_PACK, unpack
+from convert.gptq_headers import (
+    STORED_NBYTES,
+    GptqConfig,
+    check_linear,
+    check_tensors,
+    linear_sizes,
+    parse_quantization,
+    read_bytes,
+    read_integers,
+)
+from convert.qwen2 import ARCHITECTURE, Qwen2Config, parse_config, tensor_specs
 
-if TYPE_CHECKING:
-    import torch
-
-VERSIONS = {"gptq": 1, "gptq_v2": 2}
 _WHAT_TO_DO = "make or download the folder again"
+_QWEIGHT = ".qweight"
 
 
 @dataclass(frozen=True, slots=True)
 class GptqFolder:
-    """A folder opened: bits, format version, group size (-1: a row), and each tensor's shard."""
+    """A folder opened, all that its headers can tell checked.
+
+    model: what its config.json says; None where it has none, or is of another architecture.
+    sizes: of each quantized matrix, by its name in the checkpoint: bits, and columns in a group.
+    """
 
     path: Path
-    bits: int
-    version: int
-    group_size: int
-    shards: dict[str, Path]
+    config: GptqConfig
+    model: Qwen2Config | None
+    tensors: dict[str, TensorInfo]
+    sizes: dict[str, tuple[int, int]]
 
     @property
     def linears(self) -> list[str]:
         """Names of the quantized matrices, as the unquantized checkpoint has them."""
-        suffix = ".qweight"
-        bases = sorted(name.removesuffix(suffix) for name in self.shards if name.endswith(suffix))
-        return [f"{base}.weight" for base in bases]
+        return list(self.sizes)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored; raises QwqError where it is missing or unreadable."""
-        from safetensors import SafetensorError, safe_open
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
+        """Rows of a tensor stored as numbers, as float32, or the elements of a vector.
 
-        if name not in self.shards:
-            raise QwqError(f"{self.path}: {name} is missing; {_WHAT_TO_DO}")
-        try:
-            with safe_open(self.shards[name], "pt") as tensors:
-                stored: torch.Tensor = tensors.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise QwqError(
-                f"{self.shards[name]}: cannot be read ({error}); {_WHAT_TO_DO}"
-            ) from error
-        return stored
+        Raises QwqError where it is missing or holds integers.
+        """
+        info = self.tensors.get(name)
+        if info is None or info.dtype not in ITEM_NBYTES:
+            found = "missing" if info is None else f"of dtype {info.dtype}, no number"
+            raise QwqError(f"{self.path}: {name} is {found}; {_WHAT_TO_DO}")
+        stop = info.shape[0] if stop is None else min(stop, info.shape[0])
+        row_nbytes = prod(info.shape[1:]) * ITEM_NBYTES[info.dtype]
+        stored = read_bytes(info, start * row_nbytes, (stop - start) * row_nbytes)
+        return to_float32(stored, info.dtype).reshape(stop - start, *info.shape[1:])
 
     def weight(self, name: str) -> Float32Array:
         """A quantized matrix as numbers, (n_out, n_in): (code - zero) * scale of its group.
 
-        Raises QwqError where its parts do not fit together, or hold what is no number.
+        Raises QwqError where a scale is no number.
         """
         base = name.removesuffix(".weight")
-        qweight, qzeros, scales = (
-            self.tensor(f"{base}.{part}").numpy() for part in ("qweight", "qzeros", "scales")
+        bits, group_size = self.sizes[name]
+        qweight, qzeros = (
+            read_integers(self.tensors[f"{base}.{part}"]).astype(np.int32, copy=False)
+            for part in ("qweight", "qzeros")
         )
-        n_groups, n_out = scales.shape
-        n_in = qweight.shape[0] * CODES_PER_PACK // self.bits
-        if qweight.shape[1] != n_out or qzeros.shape != (n_groups, n_out * self.bits // 32):
-            raise QwqError(
-                f"{name}: qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} "
-                f"do not fit together at {self.bits} bits; {_WHAT_TO_DO}"
-            )
-        group_of = self._groups(base, n_in)
-        if group_of.shape != (n_in,) or group_of.min() < 0 or group_of.max() >= n_groups:
-            raise QwqError(
-                f"{name}: g_idx of shape {group_of.shape} from {group_of.min()} to "
-                f"{group_of.max()} does not fit {n_in} columns in {n_groups} groups; {_WHAT_TO_DO}"
-            )
+        scales = self.rows(f"{base}.scales")  # (n_groups, n_out)
         if not np.isfinite(scales).all():
             raise QwqError(f"{name}: a scale is NaN or infinite; {_WHAT_TO_DO}")
-        codes = unpack(np.ascontiguousarray(qweight.T), self.bits).astype(np.float32)
-        zeros = unpack(np.ascontiguousarray(qzeros), self.bits).astype(np.float32)
-        if self.version == 1:
+        codes = unpack(np.ascontiguousarray(qweight.T), bits).astype(np.float32)
+        zeros = unpack(qzeros, bits).astype(np.float32)
+        if self.config.version == 1:
             zeros += 1
+        if f"{base}.g_idx" in self.tensors:
+            group_of = read_integers(self.tensors[f"{base}.g_idx"]).astype(np.int64)
+        else:
+            group_of = np.arange(codes.shape[1]) // group_size
         values: Float32Array = codes - zeros.T[:, group_of]
-        values *= scales.astype(np.float32).T[:, group_of]
+        values *= scales.T[:, group_of]
         return values
-
-    def _groups(self, base: str, n_in: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        if f"{base}.g_idx" in self.shards:
-            return self.tensor(f"{base}.g_idx").numpy().astype(np.int64)
-        return np.arange(n_in) // (n_in if self.group_size == -1 else self.group_size)
-
-
-@dataclass(frozen=True, slots=True)
-class LinearCheck:
-    """How far a matrix is from its source. relative_error: RMS error over RMS weight.
-
-    problem: in words what no sound quantizer does, empty where all is well.
-    """
-
-    name: str
-    relative_error: float | None
-    problem: str = ""
 
 
 def open_gptq(path: Path) -> GptqFolder:
-    """Read a folder's configs and shard headers; raises QwqError where it is no GPTQ folder."""
-    config: dict[str, Any] = {}
-    if (path / "config.json").is_file():
-        config = read_json_object(path / "config.json").get("quantization_config", {})
-    if not config and (path / "quantize_config.json").is_file():
-        config = read_json_object(path / "quantize_config.json")
-    match config:
-        case {"bits": (2 | 3 | 4 | 8) as bits, "group_size": int(group_size)}:
-            pass
-        case _:
-            raise QwqError(f"{path}: has no GPTQ config of 2, 3, 4 or 8 bits; give a GPTQ folder")
-    form = config.get("checkpoint_format", config.get("format", "gptq"))
-    if form not in VERSIONS:
-        known = ", ".join(VERSIONS)
-        raise QwqError(f"{path}: its format is {form!r}, not one of {known}; give a GPTQ folder")
-    return GptqFolder(path, bits, VERSIONS[form], group_size, _locate(path))
+    """Read a folder's configs and shard headers; raises QwqError where it is no GPTQ folder.
 
-
-def check_gptq(folder: GptqFolder, source: Checkpoint | None) -> Iterator[LinearCheck]:
-    """Unpack every matrix and, where a source is given, hold it against the checkpoint's.
-
-    A grid of step s leaves an RMS error of about s / sqrt(12) and no error on the mean; zeros read
-    as the other version's shift every weight by a step.
+    Whatever tool made it: the format's config in either file, shards of any name.
     """
-    for name in folder.linears:
-        values = folder.weight(name)
-        if source is None:
-            yield LinearCheck(name, None)
-            continue
-        info = source.tensors.get(name)
-        if info is None or info.shape != values.shape:
-            shape = None if info is None else list(info.shape)
-            yield LinearCheck(name, None, f"has shape {list(values.shape)} and its source {shape}")
-            continue
-        weight = source.read(name)
-        difference = values - weight
-        error = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
-        size = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64))))
-        shift = abs(float(np.mean(difference, dtype=np.float64)))
-        relative = error / size if size else float(error > 0)
-        limit = min(0.95, 5 / 2**folder.bits)
-        problem = ""
-        if shift > 0.5 * error and relative > 2**-folder.bits:
-            problem = f"is off by {shift / size:.0%} on the mean, as with the other version's zeros"
-        elif not relative <= limit:
-            problem = (
-                f"differs from its source by {relative:.1%}, "
-                f"and {folder.bits} bits keep within {limit:.1%}"
-            )
-        yield LinearCheck(name, relative, problem)
+    table = _read_table(path / "config.json")
+    config_path, quantization = path / "config.json", table.pop("quantization_config", None)
+    if not quantization:
+        config_path = path / "quantize_config.json"
+        quantization = _read_table(config_path)
+    if not quantization:
+        raise QwqError(f"{path}: has no GPTQ config; give a GPTQ folder")
+    config = parse_quantization(quantization, config_path)
+    tensors = _locate(path)
+    model = None
+    if table.get("architectures") == [ARCHITECTURE]:
+        model = parse_config(table, str(path / "config.json"))
+        check_tensors(path, model, config, tensors)
+    shapes = {spec.name: spec.shape for spec in tensor_specs(model)} if model else {}
+    sizes = {}
+    for base in sorted(name[: -len(_QWEIGHT)] for name in tensors if name.endswith(_QWEIGHT)):
+        shape = shapes.get(f"{base}.weight") or _shape(base, config, tensors)
+        check_linear(path, base, shape, config, tensors)
+        bits, group_size = linear_sizes(base, shape[1], config, tensors)
+        sizes[f"{base}.weight"] = bits, shape[1] if group_size == -1 else group_size
+    return GptqFolder(path, config, model, tensors, sizes)
 
 
-def _locate(path: Path) -> dict[str, Path]:
-    from safetensors import SafetensorError, safe_open
+def _read_table(path: Path) -> dict[str, object]:
+    return read_json_object(path) if path.is_file() else {}
 
-    shards: dict[str, Path] = {}
-    for shard in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(shard, "pt") as tensors:
-                shards |= dict.fromkeys(tensors.keys(), shard)
-        except (OSError, SafetensorError) as error:
-            raise QwqError(f"{shard}: cannot be read ({error}); {_WHAT_TO_DO}") from error
+
+def _shape(base: str, config: GptqConfig, tensors: dict[str, TensorInfo]) -> tuple[int, int]:
+    """Of a matrix of which the folder's parts alone are known; an odd one has none that fits."""
+    n_words, n_out = (*tensors[base + _QWEIGHT].shape, 0, 0)[:2]
+    groups = tensors.get(f"{base}.g_idx")
+    n_in = groups.shape[0] if groups and groups.shape else n_words * CODES_PER_PACK // config.bits
+    return n_out, max(n_in, 1)
+
+
+def _locate(path: Path) -> dict[str, TensorInfo]:
+    tensors = {
+        info.name: info
+        for shard in sorted(path.glob("*.safetensors"))
+        for info in read_safetensors_header(shard, STORED_NBYTES)
+    }
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        missing = sorted(set(read_json_object(index).get("weight_map", {})) - shards.keys())
+        missing = sorted(set(read_json_object(index).get("weight_map", {})) - tensors.keys())
         if missing:
             raise QwqError(f"{index}: names {missing[0]}, which no shard holds; {_WHAT_TO_DO}")
-    if not any(name.endswith(".qweight") for name in shards):
+    if not any(name.endswith(_QWEIGHT) for name in tensors):
         raise QwqError(f"{path}: holds no qweight; give a GPTQ folder")
-    return shards
+    return tensors

@@ -1,8 +1,10 @@
 """What a GGUF file says of a model, key by key against its checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+import gguf
 import numpy as np
 
 from convert.checkpoint import Checkpoint
@@ -11,6 +13,7 @@ from convert.gguf_parts import GgufModel
 from convert.inspection import shown_value
 from convert.plan import described
 from convert.qwen2 import Qwen2Config
+from convert.tokenizer_metadata import add_tokenizer
 
 _GRAVE = (
     "general.architecture",
@@ -49,16 +52,36 @@ def metadata_differences(model: GgufModel, source: Checkpoint) -> list[Differenc
     A key that stands only in the file counts where it changes rope; names, licences and tags do
     not count. Raises CheckpointError for a source whose tokenizer cannot be read.
     """
-    (fields,) = described(source).kv_data
-    expected: dict[str, MetadataValue] = {key: field.value for key, field in fields.items()}
+    return _differences(model.metadata, _metadata(described(source)))
+
+
+def tokenizer_differences(folder: Path, source: Checkpoint) -> list[Difference]:
+    """The same of a folder's tokenizer and template, by the keys that they would be in GGUF.
+
+    Raises CheckpointError for a tokenizer of either that cannot be read.
+    """
+    found, expected = gguf.GGUFWriter(None, "qwen2"), gguf.GGUFWriter(None, "qwen2")
+    add_tokenizer(found, folder, source.model.vocab_size)
+    add_tokenizer(expected, source.path, source.model.vocab_size)
+    return _differences(_metadata(found), _metadata(expected))
+
+
+def _metadata(writer: gguf.GGUFWriter) -> dict[str, MetadataValue]:
+    (found,) = writer.kv_data
+    return {key: field.value for key, field in found.items()}
+
+
+def _differences(
+    metadata: Mapping[str, MetadataValue], expected: Mapping[str, MetadataValue]
+) -> list[Difference]:
     only_here = [
         key
-        for key, value in model.metadata.items()
+        for key, value in metadata.items()
         if key not in expected and ".rope.scaling." in key and (key, value) != _NO_SCALING
     ]
     differences = []
     for key in [*expected, *only_here]:
-        found = model.metadata.get(key)
+        found = metadata.get(key)
         words = _difference(found, expected.get(key))
         if words and key.startswith(_WORTH_A_NOTE + _GRAVE):
             grave = key.startswith(_GRAVE) or (found is not None and key in _GRAVE_IF_SAID)

@@ -38,12 +38,21 @@ def built_in_passages() -> list[Passage]:
     return _mixed(*(_built_in(name) for name in ("calibration.jsonl", "general.jsonl")))
 
 
+def load_all_passages(paths: Sequence[Path] | None) -> list[Passage]:
+    """The passages of all files, one after the other; without any, the built-in ones."""
+    if not paths:
+        return built_in_passages()
+    return [passage for path in paths for passage in load_passages(path)]
+
+
 def load_passages(path: Path) -> list[Passage]:
     """Read a file of calibration text, by its suffix.
 
     .jsonl and .parquet: conversations, or texts under the key `text`, a line or row each. Any other
     file is one plain text in UTF-8. Raises QwqError for a file that is missing, empty or odd.
     """
+    if path.is_dir():
+        raise QwqError(f"{path}: is a folder, not text; give a file of text, JSON Lines or Parquet")
     if not path.is_file():
         raise QwqError(f"{path}: no such file; give text, JSON Lines or Parquet")
     if path.suffix == ".jsonl":

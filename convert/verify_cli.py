@@ -46,7 +46,7 @@ def verify(
     Checked are the header, that every weight is a number, and the file's own list of hashes where
     it has one. With --source also that each tensor is as near to the checkpoint's as its type can
     be, and that sizes, tokens and template are the checkpoint's. Of a GPTQ folder every matrix is
-    unpacked and held against the checkpoint's.
+    unpacked and held against the checkpoint's, and all else has to be the checkpoint's own.
     """
     from rich.console import Console
 
@@ -80,26 +80,38 @@ def verify(
 
 def _verify_folder(folder: Path, source: Path | None, console: Console, *, as_json: bool) -> None:
     from convert.checkpoint import Checkpoint
-    from convert.gptq_folder import check_gptq, open_gptq
+    from convert.gptq_check import check_gptq, config_differences
+    from convert.gptq_folder import open_gptq
+    from convert.metadata_parity import tokenizer_differences
 
     gptq = open_gptq(folder)
     with Checkpoint.open(source) if source is not None else nullcontext() as opened:
         checks = list(check_gptq(gptq, opened))
-    wrong = [f"{folder}: {one.name} {one.problem}; {_REMEDY}" for one in checks if one.problem]
+        wrong = [f"{folder}: {one.name} {one.problem}; {_REMEDY}" for one in checks if one.problem]
+        differences = []
+        if opened is not None:
+            wrong += [f"{folder}: {words}; {_REMEDY}" for words in config_differences(gptq, opened)]
+            differences = tokenizer_differences(folder, opened)
+    wrong += [f"{folder}: {one.key} {one.words}; {_REMEDY}" for one in differences if one.grave]
     errors = {one.name: one.relative_error for one in checks if one.relative_error is not None}
     if as_json:
-        document = {"sound": not wrong, "bits": gptq.bits, "relative_errors": errors}
+        document = {"sound": not wrong, "bits": gptq.config.bits, "relative_errors": errors}
         typer.echo(json.dumps(document, indent=2))
     elif not wrong:
         largest = max(errors, key=errors.__getitem__, default=None)
         found = (
             "no --source was given: errors were not measured"
             if largest is None
-            else f"the largest error is {errors[largest]:.1%}, in {largest}"
+            else f"{len(checks) - len(gptq.sizes)} other tensors are the checkpoint's, "
+            f"the largest error is {errors[largest]:.1%}, in {largest}"
         )
-        typer.echo(f"{folder}: sound, {len(checks)} matrices of {gptq.bits} bits; {found}")
+        widths = " and ".join(sorted({str(bits) for bits, _ in gptq.sizes.values()}))
+        typer.echo(f"{folder}: sound, {len(gptq.sizes)} matrices of {widths} bits; {found}")
     for message in wrong[1:]:
         console.print(f"also {message}", soft_wrap=True)
+    for one in differences:
+        if not one.grave:
+            console.print(f"note: {one.key} {one.words}", soft_wrap=True)
     if wrong:
         raise QwqError(wrong[0])
 

@@ -78,7 +78,7 @@ def _open_gptq(path: Path) -> ReadWeights:
     def read(name: str, rows: Rows) -> Float32Array:
         if name in quantized:
             return _chosen(folder.weight(name), rows)
-        return _chosen(folder.tensor(name).float().numpy(), rows)
+        return _chosen(folder.rows(name), rows)
 
     return read
 

@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from convert import gguf_export
@@ -39,14 +41,14 @@ def export(source: Path, folder: Path) -> None:
         export_planned(checkpoint, plans, threads=2, slice_n_weights=SLICE_N_WEIGHTS)
 
 
-def export_and_die(source: Path, folder: Path, delay_s: float) -> bool:
-    """Export in a child that is killed after delay_s; whether it was done before."""
+def run_and_die(work: Callable[[], None], delay_s: float) -> bool:
+    """Work in a child that is killed after delay_s; whether it was done before."""
     child = os.fork()
     if not child:
         killer = threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL))
         killer.daemon = True
         killer.start()
-        export(source, folder)
+        work()
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
@@ -66,7 +68,7 @@ def main() -> None:
         folder = root / f"run-{n_done}"
         was_journalled = any(folder.glob("*.journal"))
         longest_s = duration_s * (1 + n_in_a_row / 4)  # the machine may have become slower
-        is_done = export_and_die(source, folder, delays.uniform(0, longest_s))
+        is_done = run_and_die(partial(export, source, folder), delays.uniform(0, longest_s))
         n_killed += not is_done
         n_continued += was_journalled
         names = [path.name for path in folder.glob("*.gguf")]

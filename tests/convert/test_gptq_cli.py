@@ -1,20 +1,28 @@
 """`qwq convert gptq` as a user meets it; what the folder holds is tested with the export."""
 
 import json
+import re
 import subprocess
 import sys
+from inspect import signature
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from convert import gptq_export
+from convert.checkpoint import Checkpoint
 from convert.cli import app
 from convert.errors import OutputExistsError, QwqError, UsageError
 from convert.estimate import estimate_calibration, estimate_gptq, estimate_rounding
 from convert.gptq import GptqSettings
+from convert.gptq_cli import _about, _bar, gptq_command
+from convert.gptq_export import DEFAULT_N_TOKENS, gptq_batches
 from convert.hessian import accumulate_hessian
+from convert.passages import built_in_passages
 from convert.qwen2 import parse_config
 from tests.synthetic import CONFIG
 
@@ -39,15 +47,65 @@ def test_a_folder_is_written(small: Path, tmp_path: Path) -> None:
     run = gptq(small, "-o", out, "--tokens", 300)
     assert run.stdout == f"{out}\n"
     assert "bits per weight" in run.stderr
-    assert "calibration tokens" in run.stderr
+    assert "beside torch's own; time: about" in run.stderr
     assert "7 linears in" in run.stderr
     assert "damping, chosen on" in run.stderr
     meta = json.loads((out / "quantize_config.json").read_text())["meta"]
     assert meta["calibration_tokens"] == 300
     n_fitted = 300 - meta["held_out_tokens"]
     shown = " ".join(run.stderr.split())
-    assert f"fitted to {n_fitted} tokens for up to 512 columns of a linear: fewer" in shown
+    warning = f"{n_fitted} tokens for 512 columns are {n_fitted / 512:.1f} for each and fewer than"
+    assert shown.index(warning) < shown.index("beside torch's own") < shown.rindex(warning)
+    assert f"{n_fitted} tokens, {n_fitted / 512:.1f} for each of up to 512 columns, judged" in shown
     assert f"{n_fitted} tokens, {n_fitted / 512:.1f} for each of up to 512 columns (set" in shown
+
+
+def test_the_plan_counts_the_tokens_that_there_are(small: Path, tmp_path: Path) -> None:
+    """Catches an estimate for --tokens where the text holds fewer, and a file that is left out."""
+    (tmp_path / "one.txt").write_text("What the first file says. " * 10)
+    (tmp_path / "two.txt").write_text("What the second says. " * 4)
+    texts = ("--text", tmp_path / "one.txt", "--text", tmp_path / "two.txt")
+    shown = gptq(small, "-o", tmp_path / "out", *texts, "--dry-run").stdout
+    counted = re.search(r"fitted to (\d+) tokens.* judged by (\d+) held out", shown)
+    assert counted is not None
+    gptq(small, "-o", tmp_path / "out", *texts)
+    meta = json.loads((tmp_path / "out" / "quantize_config.json").read_text())["meta"]
+    assert int(counted[2]) == meta["held_out_tokens"] > 0
+    assert sum(map(int, counted.groups())) == meta["calibration_tokens"] < 400
+
+
+def test_memory_is_that_of_the_device(small: Path) -> None:
+    """Catches the processor's time and memory printed as a GPU's."""
+    settings = GptqSettings()
+    with Checkpoint.open(small) as checkpoint:
+        batches = gptq_batches(checkpoint, built_in_passages(), settings, n_tokens=300)
+        here = _about(checkpoint, settings, batches, device="cpu")
+        there = _about(checkpoint, settings, batches, device="cuda:0")
+    assert re.fullmatch(r"memory: \S+ MB beside torch's own; time: about .+ as it is now", here)
+    assert re.fullmatch(r"memory: \S+ MB on cuda:0 and \S+ MB on the host, .+ own", there)
+
+
+def test_the_bar_shows_layer_and_time_left() -> None:
+    """Catches a bar without the layer, and one that forgets its pace while a linear takes minutes.
+
+    Begun with 21 of 64 layers done: three linears in 300 s leave 298 of 100 s each.
+    """
+    clock = [0.0]
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=True, width=120, get_time=lambda: clock[0])
+    with _bar(console, 64) as show:
+        for done, time_s in ((147, 0.0), (148, 100.0), (149, 200.0), (150, 300.0)):
+            clock[0] = time_s
+            show(done, 448)
+    assert "layer 22 of 64, linear" in shown.getvalue()
+    assert "150/448" in shown.getvalue()
+    assert "8:16:40" in shown.getvalue()
+
+
+def test_the_command_and_the_library_agree_on_defaults() -> None:
+    """Catches `qwq convert gptq` and `make quantize` fitted to different amounts of text."""
+    assert signature(gptq_command).parameters["tokens"].default == DEFAULT_N_TOKENS
+    assert len(GptqSettings().damps) == 3
 
 
 def test_json_and_quiet(small: Path, tmp_path: Path) -> None:
@@ -122,23 +180,30 @@ def test_mistakes_are_errors_before_work(small: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bits: 5"):
         gptq(small, "-o", tmp_path / "out", "--bits", 5)
     with pytest.raises(QwqError, match=r"nowhere\.jsonl: no such file"):
-        gptq(small, "-o", tmp_path / "out", "--calibration", tmp_path / "nowhere.jsonl")
+        gptq(small, "-o", tmp_path / "out", "--text", tmp_path / "nowhere.jsonl")
+    with pytest.raises(QwqError, match=r"is a folder, not text; give a file of text"):
+        gptq(small, "-o", tmp_path / "out", "--text", tmp_path)
     with pytest.raises(OutputExistsError, match="--force"):
         gptq(small, "-o", small)
 
 
 def test_the_estimate_of_qwq_32b() -> None:
-    """Catches sizes mixed up, a pass or a matrix forgotten: the same sums, written out."""
+    """Catches sizes mixed up, a pass or a matrix forgotten: the same sums, written out.
+
+    And more than 16 GiB for what `qwq convert gptq` does unless told otherwise.
+    """
     model = parse_config(QWQ_32B, "QwQ-32B")
     estimate = estimate_gptq(model, GptqSettings(), 16_384)
     forward = 2 * 2 * 16_384 * 31.0e9
     hessians = 64 * 2 * 16_384 * (27648**2 + 3 * 5120**2)
-    factors = 64 * (1 / 3 + 2 / 3) * (27648**3 + 3 * 5120**3)  # factor, inverse
+    factors = 64 * 3 * (1 / 3 + 2 / 3) * (27648**3 + 3 * 5120**3)  # factor, inverse
     updates = 64 * (5120**2 * (5120 + 2048 + 5120 + 2 * 27648) + 27648**2 * 5120)
     sweep = 3 * updates
-    counted = forward + hessians + factors + updates + sweep
+    judging = 4 * 2 * 2048 * 31.0e9
+    counted = forward + hessians + factors + 3 * updates + sweep + judging
     assert estimate.n_matrix == pytest.approx(counted, rel=0.02)
     assert 3 * 4 * 27648**2 < estimate.peak_nbytes < 16 << 30
+    assert 4 * 480e6 < estimate.host_nbytes < 16 << 30
 
 
 def test_the_estimate_of_calibrating_qwq_32b() -> None:

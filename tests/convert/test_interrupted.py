@@ -102,6 +102,24 @@ def test_killed_at_50_random_moments(tmp_path: Path, small: Path) -> None:
     assert report["done"] >= 5
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_gptq_killed_at_12_random_moments(tmp_path: Path) -> None:
+    """The same of GPTQ's folders, layer by layer.
+
+    Catches a layer noted as done before its shard is on the disk, and states of another layer.
+    """
+    config = {"num_hidden_layers": 3, "max_window_layers": 3}
+    source = write_checkpoint(tmp_path / "source", config=config)
+    command = [sys.executable, "-m", "tests.interrupted_gptq", str(source), str(tmp_path), "12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert not done.returncode, done.stderr
+    report = json.loads(done.stdout)
+    assert report["killed"] == 12
+    assert report["continued"] >= 2
+    assert report["done"] >= 1
+
+
 def test_continues_where_it_was(
     begun: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

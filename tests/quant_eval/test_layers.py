@@ -140,7 +140,7 @@ def test_a_gptq_folder_is_read_too(checkpoint: Checkpoint, tmp_path: Path) -> No
     from tests.synthetic import sums
 
     path = tmp_path / "tiny-gptq"
-    settings = GptqSettings(bits=8, clip_steps=0)
+    settings = GptqSettings(bits=8, other_damps=(), clip_steps=0)
     export_gptq(checkpoint, path, settings=settings, calibration=sums(4), n_tokens=None)
     errors = layer_errors(path, checkpoint, PASSAGES)
     assert errors.embedding.value == errors.output.value == 0

@@ -185,6 +185,8 @@ def test_nano_from_checkpoint_to_report(
     assert list(rows) == ["nano-qwq-BF16.gguf", "nano-qwq-Q2_K.gguf", "nano-qwq-gptq-4bit"]
     kl = [row["divergence"]["reply"]["kl_nats"]["value"] for row in rows.values()]
     assert kl[0] < kl[2] < kl[1]
+    config = json.loads((tmp_path / "nano-qwq-gptq-4bit" / "quantize_config.json").read_text())
+    assert config["meta"]["held_out_tokens"] > 0  # judged, as by `qwq convert gptq`
     bits = [row["bits_per_weight"] for row in rows.values()]
     assert 16 < bits[0] < 16.1
     assert bits[1] < 4 < bits[2] < 6

@@ -59,7 +59,7 @@ def gptq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gptq") / "nano-qwq-gptq-4bit"
     conversations = load_conversations("convert/data/calibration.jsonl")[:20]
     with Checkpoint.open(NANO) as checkpoint:
-        settings = GptqSettings(clip_steps=0)
+        settings = GptqSettings(other_damps=(), clip_steps=0)
         export_gptq(checkpoint, path, settings=settings, calibration=conversations, n_tokens=None)
     return path
 
