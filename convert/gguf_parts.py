@@ -53,6 +53,15 @@ def part_name(stem: str, number: int, count: int) -> str:
     return f"{stem}-{number:05}-of-{count:05}.gguf"
 
 
+def part_paths(path: Path) -> list[Path]:
+    """The files of a model by their names alone: all that are there where the first is given."""
+    named = _PART_NAME.fullmatch(path.name)
+    if named is None or int(named["number"]) != 1:
+        return [path]
+    paths = _siblings(path, named["stem"], int(named["count"]))
+    return [path, *(one for one in paths[1:] if one.is_file())]
+
+
 def read_model(path: Path) -> GgufModel:
     """Read and check the header of a file, and of its other parts where it is the first of several.
 
@@ -69,7 +78,7 @@ def read_model(path: Path) -> GgufModel:
             f"{path}: says it is part {number} of {count} and llama.cpp looks for parts by name; "
             f"name it {part_name('MODEL', number, count)}"
         )
-    paths = [path.with_name(part_name(named["stem"], i + 1, count)) for i in range(count)]
+    paths = _siblings(path, named["stem"], count)
     if number != 1:
         raise GgufError(f"{path}: is part {number} of {count}; give the first, {paths[0].name}")
     missing = next((one for one in paths if not one.is_file()), None)
@@ -106,6 +115,10 @@ def read_parts(paths: Sequence[Path]) -> GgufModel:
             f"{_WHAT_TO_DO}"
         )
     return model
+
+
+def _siblings(path: Path, stem: str, count: int) -> list[Path]:
+    return [path.with_name(part_name(stem, i + 1, count)) for i in range(count)]
 
 
 def _whole_number(header: GgufHeader, key: str, path: Path, *, default: int) -> int:

@@ -1,7 +1,7 @@
 """What files were like when they were found good: enough to pair a later file with each of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,21 @@ from convert.gguf_header import read_header
 from convert.gguf_parts import read_model
 from convert.metadata_parity import metadata_differences
 from convert.provenance import RECIPE
-from convert.verify import verify_model
+from quant_eval.closeness import Closeness, check_sound, closeness_of
+from quant_eval.folder_parity import folder_differences
 from quant_eval.measurement import Measured
-from quant_eval.metrics import is_metric, noise_of, samples_of, tails_of
+from quant_eval.metrics import (
+    absent_from,
+    is_metric,
+    metrics_among,
+    path_noise,
+    samples_of,
+    tails_of,
+)
 from quant_eval.paired import MIN_CLUSTERS, Sample
 from quant_eval.results import EvaluationSettings, Report, to_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = "make the baseline again with `qwq eval baseline`"
 
 
@@ -27,9 +35,9 @@ class Entry:
 
     recipe: what it was made by, "" where the file does not say. samples, tails: see metrics; what
     has fewer clusters than MIN_CLUSTERS is left out.
-    differences: keys that differ from the checkpoint's, accepted with the file. weights: RMS error
-    of each tensor over its RMS weight; None for a folder. floor: the 16-bit file's mean of each
-    metric against the reference, by this entry's tails: the noise of the path itself.
+    differences: keys that differ from the checkpoint's, accepted with the file. weights: of each
+    tensor, by the file's own names. floor: how far the 16-bit file is from the reference by each
+    metric, with this entry's tails: the noise of the path itself.
     """
 
     name: str
@@ -37,8 +45,8 @@ class Entry:
     recipe: str
     tails: Mapping[str, float]
     samples: Mapping[str, Sample]
-    differences: tuple[str, ...] | None
-    weights: Mapping[str, float] | None
+    differences: tuple[str, ...]
+    weights: Mapping[str, Closeness]
     floor: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -61,41 +69,55 @@ def make_entry(
     threads: int | None,
     floor: Measured | None = None,
 ) -> Entry:
-    """The entry of a file that was measured; raises GgufError where its tensors are damaged.
+    """The entry of a file that was measured; raises QwqError where its tensors are damaged.
 
     floor: the 16-bit file, whose numbers are kept with those of any other file.
     """
     tails = tails_of(measured)
     path = measured.path
     assert path is not None
-    is_gguf = path.is_file()
-    if is_gguf:
-        checks = list(verify_model(path, source=checkpoint, threads=threads))
-        broken = [check.message for check in checks if check.problem]
-        if broken:
-            raise QwqError(f"{broken[0]}; a baseline is made of sound files")
+    weights, problems = closeness_of(path, checkpoint, threads=threads)
+    check_sound(path, checkpoint, problems)
     return Entry(
         name=measured.name,
         sha256=measured.sha256,
-        recipe=str(read_header(path).metadata.get(RECIPE, "")) if is_gguf else "",
+        recipe=str(read_header(path).metadata.get(RECIPE, "")) if path.is_file() else "",
         tails=tails,
         samples={
             name: shortened(sample)
             for name, sample in samples_of(measured, tails).items()
             if len(sample.counts) >= MIN_CLUSTERS
         },
-        differences=differences_of(path, checkpoint) if is_gguf else None,
-        weights={one.tensor.name: one.error.relative for one in checks if one.error is not None}
-        if is_gguf
-        else None,
-        floor={} if floor is None or floor.sha256 == measured.sha256 else noise_of(floor, tails),
+        differences=differences_of(path, checkpoint),
+        weights=weights,
+        floor={} if floor is None or floor.sha256 == measured.sha256 else path_noise(floor, tails),
     )
 
 
 def differences_of(path: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """In words, each key by which a GGUF file differs from its checkpoint."""
+    """In words, each thing that a GGUF file or a GPTQ folder says otherwise than its checkpoint."""
+    if path.is_dir():
+        return tuple(folder_differences(path, checkpoint))
     found = metadata_differences(read_model(path), checkpoint)
     return tuple(f"{one.key} {one.words}" for one in found)
+
+
+def summarize_entry(entry: Entry) -> dict[str, Any]:
+    """For a JSON document: what was measured, each with its n and error, and what was not."""
+    metrics = []
+    for name, metric in metrics_among(entry.samples).items():
+        mean = entry.samples[name].mean
+        if mean is not None:
+            floor = {"floor": entry.floor[name]} if name in entry.floor else {}
+            metrics.append({"name": name, "title": metric.title, **asdict(mean), **floor})
+    return {
+        "name": entry.name,
+        "sha256": entry.sha256,
+        "metrics": metrics,
+        "not_measured": absent_from(entry.samples),
+        "differences": list(entry.differences),
+        "n_tensors": len(entry.weights),
+    }
 
 
 def save_baseline(path: Path, report: Report, entries: Sequence[Entry]) -> None:
@@ -152,27 +174,26 @@ def find_entry(baseline: Baseline, file: Path, against: str | None, source: Path
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:
     """Lists of numbers are strings with blanks between them, one a line of the file."""
-    data: dict[str, Any] = {
+    return {
         "name": entry.name,
         "sha256": entry.sha256,
         "recipe": entry.recipe,
         "tails": {name: float(f"{value:.6g}") for name, value in entry.tails.items()},
         "samples": {name: _sample_to_json(sample) for name, sample in entry.samples.items()},
         "floor": {name: float(f"{value:.6g}") for name, value in entry.floor.items()},
-    }
-    if entry.differences is not None:
-        data["differences"] = list(entry.differences)
-    if entry.weights is not None:
-        data["weights"] = {
+        "differences": list(entry.differences),
+        "weights": {
             "tensors": " ".join(entry.weights),
-            "errors": " ".join(f"{error:.6g}" for error in entry.weights.values()),
-        }
-    return data
+            "errors": " ".join(f"{one.relative:.6g}" for one in entry.weights.values()),
+            "scales": " ".join(f"{one.scale:.6g}" for one in entry.weights.values()),
+        },
+    }
 
 
 def _entry_from_json(data: Mapping[str, Any]) -> Entry:
-    weights = data.get("weights")
-    differences = data.get("differences")
+    names, errors, scales = (
+        data["weights"][key].split() for key in ("tensors", "errors", "scales")
+    )
     return Entry(
         name=data["name"],
         sha256=data["sha256"],
@@ -181,12 +202,11 @@ def _entry_from_json(data: Mapping[str, Any]) -> Entry:
         samples={
             name: _sample_from_json(one) for name, one in data["samples"].items() if is_metric(name)
         },
-        differences=None if differences is None else tuple(differences),
-        weights=None
-        if weights is None
-        else dict(
-            zip(weights["tensors"].split(), map(float, weights["errors"].split()), strict=True)
-        ),
+        differences=tuple(data["differences"]),
+        weights={
+            name: Closeness(float(error), float(scale))
+            for name, error, scale in zip(names, errors, scales, strict=True)
+        },
         floor={name: float(value) for name, value in data.get("floor", {}).items()},
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.files import sha256_of
+from convert.gguf_parts import part_paths
 from quant_eval.results import write_json
 
 MANIFEST = "manifest.json"
@@ -30,7 +31,7 @@ class Manifest:
     def checkpoint_sha256(self, checkpoint: Path) -> str:
         """One hash of all files that a conversion reads."""
         files = [file for file in checkpoint.iterdir() if file.suffix in CHECKPOINT_SUFFIXES]
-        return self._hash_of_files(checkpoint, files, "checkpoint")
+        return self._hash_of_files(checkpoint, files)
 
     def model_sha256(self, checkpoint: Path) -> str:
         """The same without the model card, which no result depends on."""
@@ -39,14 +40,14 @@ class Manifest:
             for file in checkpoint.iterdir()
             if file.suffix in CHECKPOINT_SUFFIXES and file.suffix != ".md"
         ]
-        return self._hash_of_files(checkpoint, files, "checkpoint")
+        return self._hash_of_files(checkpoint, files)
 
     def sha256_of(self, path: Path) -> str:
-        """A file's SHA-256; a folder's is that of its files' names and hashes."""
-        if path.is_file():
-            return self._hash(path, path.name)
-        files = [file for file in path.rglob("*") if file.is_file()]
-        return self._hash_of_files(path, files, path.name)
+        """A file's SHA-256; that of a folder, or of several parts, is of their names and hashes."""
+        if path.is_dir():
+            return self._hash_of_files(path, [file for file in path.rglob("*") if file.is_file()])
+        parts = part_paths(path)
+        return self._hash(path) if len(parts) == 1 else self._hash_of_files(path.parent, parts)
 
     def origin_of(self, path: Path) -> str | None:
         """What an output was made of, None where that is not known or it was changed since."""
@@ -73,11 +74,13 @@ class Manifest:
         self._outputs[path.name]["checked"] = True
         self._save()
 
-    def _hash_of_files(self, folder: Path, files: list[Path], section: str) -> str:
+    def _hash_of_files(self, folder: Path, files: list[Path]) -> str:
         names = sorted(file.relative_to(folder).as_posix() for file in files)
-        return digest({name: self._hash(folder / name, f"{section}/{name}") for name in names})
+        return digest({name: self._hash(folder / name) for name in names})
 
-    def _hash(self, file: Path, name: str) -> str:
+    def _hash(self, file: Path) -> str:
+        path, own = file.resolve(), self.folder.resolve()
+        name = (path.relative_to(own) if path.is_relative_to(own) else path).as_posix()
         status = file.stat()
         seen = {"nbytes": status.st_size, "mtime_ns": status.st_mtime_ns}
         known = self._hashes.get(name, {})

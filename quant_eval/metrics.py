@@ -1,6 +1,6 @@
 """What two models are compared by: each quantity with which direction of it is worse."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,28 +15,33 @@ from quant_eval.tasks import TASKS
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A quantity; more of it is worse, or less of it where `more_is_better`.
+    """A quantity; more of it is worse, less of it where `more_is_better`, each where `two_sided`.
 
-    slack: by which share of the baseline's value it may always be worse: what another processor's
-    rounding does to it. of_replies: it is the share of replies to which something applies.
-    against_reference: the unquantized model is the measure, so the path itself has some of it.
+    slack: by which share of the baseline's value it may always be worse. Another processor's
+    rounding adds to what is a square of it, as KL is; what it moves either way averages out.
+    of_replies: it is the share of replies to which something applies. against_reference: the
+    unquantized model is the measure, so the path itself has some of it.
     """
 
     title: str
     more_is_better: bool = False
+    two_sided: bool = False
     slack: float = 0.0
     of_replies: bool = False
     against_reference: bool = False
 
 
 _SOLVED = "solved_"
-TAILS = {"kl_above_q99": 0.99, "kl_above_q999": 0.999}
+TAILS = {"kl_above_median": 0.5, "kl_above_q99": 0.99, "kl_above_q999": 0.999}
 """Shares of tokens whose KL lies above a quantile of the first model's."""
 
 METRICS = {
     "kl": Metric("mean KL, nats", slack=0.01, against_reference=True),
     "kl_thought": Metric("mean KL of thoughts, nats", slack=0.01, against_reference=True),
     "kl_answer": Metric("mean KL of answers, nats", slack=0.01, against_reference=True),
+    "kl_above_median": Metric(
+        "tokens above the first's median KL", slack=0.01, against_reference=True
+    ),
     "kl_above_q99": Metric("tokens above the first's 99 % KL", slack=0.01, against_reference=True),
     "kl_above_q999": Metric(
         "tokens above the first's 99.9 % KL", slack=0.01, against_reference=True
@@ -52,7 +57,7 @@ METRICS = {
         for kind in TASKS
     },
     **{flag: Metric(flag.replace("_", " "), of_replies=True) for flag in FLAGS},
-    "thought_tokens": Metric("tokens of a thought"),
+    "thought_tokens": Metric("tokens of a thought", two_sided=True),
 }
 
 
@@ -104,6 +109,26 @@ def noise_of(floor: Measured, tails: Mapping[str, float]) -> dict[str, float]:
         for name, mean in sorted(means.items())
         if mean is not None and METRICS[name].against_reference
     }
+
+
+def path_noise(floor: Measured, tails: Mapping[str, float]) -> dict[str, float]:
+    """How far the 16-bit file is from the reference by each metric; tails as in `noise_of`."""
+    noise = noise_of(floor, tails)
+    if noise:
+        noise["top1"] = 1 - noise["top1"]
+        exact = np.concatenate([one.reference_nll_nats for one in floor.scores.values()])
+        noise["nll"] = abs(noise["nll"] - float(exact.mean()))
+    return noise
+
+
+def absent_from(names: Collection[str]) -> list[str]:
+    """Titles of what can be measured and is not among these; of tasks, all in a few words."""
+    absent = {name: metric for name, metric in METRICS.items() if name not in names}
+    of_tasks = {name for name, metric in METRICS.items() if not metric.against_reference}
+    if of_tasks <= absent.keys():
+        absent = {name: metric for name, metric in absent.items() if name not in of_tasks}
+        return [*(metric.title for metric in absent.values()), "tasks", "behaviour"]
+    return [metric.title for metric in absent.values()]
 
 
 def _all_samples(measured: Measured, tails: Mapping[str, float]) -> Iterator[tuple[str, Sample]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from convert.checkpoint import parse_json_object, read_json_object
 from convert.errors import CheckpointError, QwqError, UsageError
-from convert.gguf_header import read_header
+from convert.gguf_parts import read_model
 from quant_eval.results import UNQUANTIZED_BITS
 
 MAX_HEADER_NBYTES = 100_000_000  # the limit of the safetensors format itself
@@ -17,7 +17,7 @@ SIDE_TENSORS = (".qzeros", ".scales", ".g_idx")  # of GPTQ: they describe weight
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Bytes of the file or of all files of the folder, and what the tensors in it take."""
+    """Bytes of all parts of the file or all files of the folder, and what its tensors take."""
 
     nbytes: int
     tensor_nbytes: int
@@ -30,7 +30,7 @@ class ModelSize:
 
 
 def model_size(path: Path) -> ModelSize:
-    """Measure a GGUF file, a GPTQ folder or a checkpoint folder by its headers alone.
+    """Measure a GGUF file with its parts, a GPTQ folder or a checkpoint by headers alone.
 
     Raises GgufError or CheckpointError where a header is damaged, QwqError where there is no model.
     """
@@ -38,11 +38,9 @@ def model_size(path: Path) -> ModelSize:
         files = [file for file in path.rglob("*") if file.is_file()]
         tensors = list(_folder_tensors(path))
     elif path.is_file():
-        files = [path]
-        tensors = [
-            (tensor.nbytes, math.prod(tensor.shape))
-            for tensor in read_header(path).tensors.values()
-        ]
+        model = read_model(path)
+        files = [part.path for part in model.parts]
+        tensors = [(one.nbytes, math.prod(one.shape)) for one in model.tensors.values()]
     else:
         raise QwqError(f"{path}: does not exist; give a GGUF file or a folder with *.safetensors")
     size = ModelSize(

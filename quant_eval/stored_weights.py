@@ -1,6 +1,7 @@
 """What a quantized model's tensors stand for, under the checkpoint's names: rows of float32."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,13 @@ def _read_gguf(path: Path, tensor: GgufTensor, rows: Rows) -> Float32Array:
 
 def _open_gptq(path: Path) -> ReadWeights:
     folder = open_gptq(path)
-    quantized = frozenset(folder.linears)
+    weight = lru_cache(maxsize=1)(folder.weight)  # for what is read slice by slice
 
     def read(name: str, rows: Rows) -> Float32Array:
-        if name in quantized:
-            return _chosen(folder.weight(name), rows)
+        if name in folder.sizes:
+            return _chosen(weight(name), rows)
+        if isinstance(rows, slice) and rows.step is None:
+            return folder.rows(name, rows.start or 0, rows.stop)
         return _chosen(folder.rows(name), rows)
 
     return read

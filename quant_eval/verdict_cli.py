@@ -75,7 +75,7 @@ def gate(
     from quant_eval import gate as rules
     from quant_eval.baseline import find_entry, load_baseline
     from quant_eval.manifest import Manifest
-    from quant_eval.metrics import samples_of
+    from quant_eval.metrics import absent_from, samples_of
     from quant_eval.pipeline import Ask, evaluation_text
 
     if re.match("https?:/", str(file)):
@@ -109,17 +109,21 @@ def gate(
         noise = entry.floor if entry is not None else {}
         checks += rules.judge_limit(limit, samples_of(measured, {}), floor=noise)
     failed = [check for check in checks if check.verdict != "passed"]
+    absent = [] if entry is None else absent_from(entry.samples)
     if as_json:
         document = {
             "file": str(file),
             "passed": not failed,
             "alarm_rate": rules.ALARM_RATE,
             "checks": [asdict(check) for check in checks],
+            "not_in_baseline": absent,
         }
         typer.echo(json.dumps(document, indent=2))
     else:
         for check in checks:
             typer.echo(f"{check.verdict:<10}  {check.name}: {check.words}")
+        if absent:
+            typer.echo(f"not part of this baseline: {', '.join(absent)}")
     if failed:
         names = ", ".join(f"{check.name} ({check.verdict})" for check in failed)
         raise RegressionError(
@@ -147,6 +151,7 @@ def baseline(
     states: States = None,
     out: Out = Path("evaluation"),
     threads: Threads = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     text: Text = None,
     tokens: Tokens = None,
@@ -161,9 +166,9 @@ def baseline(
     """Measure files and keep what `qwq eval gate` holds later ones against.
 
     With --floor, or a 16-bit file among them, the gate shows the noise of the path itself beside
-    each number against the reference.
+    each number against the reference, and takes no difference below it for a regression.
     """
-    from quant_eval.baseline import make_entry, save_baseline
+    from quant_eval.baseline import make_entry, save_baseline, summarize_entry
     from quant_eval.manifest import Manifest
     from quant_eval.measurement import find_floor
     from quant_eval.pipeline import Ask, make_report, text_alone
@@ -195,7 +200,14 @@ def baseline(
         exact = find_floor([*noise, *measured])
         entries = [make_entry(one, checkpoint, threads=threads, floor=exact) for one in measured]
         save_baseline(save, make_report(checkpoint, Manifest(out), ask, measured), entries)
+    summaries = [summarize_entry(entry) for entry in entries]
+    if as_json:
+        typer.echo(json.dumps({"baseline": str(save), "entries": summaries}, indent=2))
+        return
     typer.echo(save)
+    for one in summaries:
+        if one["not_measured"]:
+            typer.echo(f"{one['name']}: not measured: {', '.join(one['not_measured'])}", err=True)
 
 
 def parity(

@@ -26,6 +26,32 @@ def test_hashes_follow_the_bytes(tmp_path: Path) -> None:
     assert manifest.sha256_of(file) == hashlib.sha256(b"two").hexdigest()
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Catches a file that passes for another of its name, size and time in another folder."""
+    first, second = tmp_path / "a" / "m.gguf", tmp_path / "b" / "m.gguf"
+    touch(first, "one", 1_000)
+    touch(second, "two", 1_000)
+    manifest = Manifest(tmp_path / "out")
+    assert manifest.sha256_of(first) == hashlib.sha256(b"one").hexdigest()
+    assert manifest.sha256_of(second) == hashlib.sha256(b"two").hexdigest()
+    assert manifest.model_sha256(tmp_path / "a") == manifest.model_sha256(tmp_path / "b")
+    touch(tmp_path / "a" / "config.json", "1", 1_000)
+    touch(tmp_path / "b" / "config.json", "2", 1_000)
+    assert manifest.model_sha256(tmp_path / "a") != manifest.model_sha256(tmp_path / "b")
+
+
+def test_a_split_file_is_known_by_all_its_parts(tmp_path: Path) -> None:
+    """Catches a change in the second part that nobody sees."""
+    parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for part in parts:
+        touch(part, "one", 1_000)
+    manifest = Manifest(tmp_path)
+    before = manifest.sha256_of(parts[0])
+    touch(parts[1], "two", 2_000)
+    assert manifest.sha256_of(parts[0]) != before
+    assert manifest.sha256_of(parts[1]) == hashlib.sha256(b"two").hexdigest()
+
+
 def test_a_known_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a second run that hashes 65 GB again."""
     file = tmp_path / "a.gguf"

@@ -7,9 +7,11 @@ import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
-from convert.gguf_export import export_gguf
+from convert.gguf_export import export_gguf, export_planned
 from convert.gptq import GptqSettings
 from convert.gptq_export import plan_gptq
+from convert.plan import plan_file
+from convert.recipe import find_recipe
 from quant_eval.sizes import model_size
 from tests.synthetic import write_checkpoint
 
@@ -33,6 +35,24 @@ def test_gguf_equals_its_plan(tmp_path: Path) -> None:
         assert size.nbytes == made.path.stat().st_size == made.nbytes
         assert size.n_weights == made.n_weights
         assert size.bits_per_weight == pytest.approx(made.bits_per_weight)
+
+
+def test_a_split_model_is_all_its_parts(tmp_path: Path) -> None:
+    """Catches the size of the first part taken for the model's."""
+    folder = write_checkpoint(tmp_path / "checkpoint", config={"num_hidden_layers": 1})
+    with Checkpoint.open(folder) as checkpoint:
+        recipe = find_recipe("Q8_0")
+        plans = [
+            plan_file(checkpoint, recipe, tmp_path / "whole.gguf"),
+            plan_file(checkpoint, recipe, tmp_path / "split.gguf", split_nbytes=300_000),
+        ]
+        whole, split = export_planned(checkpoint, plans, threads=1)
+    parts = sorted(tmp_path.glob("split-*.gguf"))
+    assert len(parts) > 1
+    size = model_size(parts[0])
+    assert size.nbytes == sum(part.stat().st_size for part in parts)
+    assert size.n_weights == whole.n_weights == split.n_weights
+    assert size.bits_per_weight == pytest.approx(model_size(whole.path).bits_per_weight)
 
 
 def test_a_checkpoint_has_16_bits(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from convert.checkpoint import Checkpoint
-from convert.gguf_export import export_gguf
+from convert.gguf_export import export_gguf, export_planned
+from convert.gguf_header import read_header
+from convert.plan import plan_file
+from convert.recipe import find_recipe
 from quant_eval import terminal
 from quant_eval.compare_cli import differences
 from quant_eval.measurement import Measured
@@ -45,12 +48,14 @@ def test_from_a_baseline_to_a_verdict(
     common = ("--reference", folder, "--text", text, "-o", tmp_path / "out")
     saved = tmp_path / "baseline.json"
     assert run(monkeypatch, "baseline", good, *common, *SMALL, "--save", saved) == 0
+    assert "good.gguf: not measured: tasks, behaviour" in capsys.readouterr().err
     assert run(monkeypatch, "baseline", good, *common, *SMALL, "--save", saved) == 1
     assert "exists already; give --force" in capsys.readouterr().err
 
     assert run(monkeypatch, "gate", good, *common, "--baseline", saved) == 0
     captured = capsys.readouterr()
     assert "passed      mean KL, nats: was" in captured.out
+    assert captured.out.splitlines()[-1] == "not part of this baseline: tasks, behaviour"
     assert "fails in at most 1% of gates" in captured.err
     assert "the noise of the path itself is not known" in captured.err
     assert "noise of the path" not in captured.out
@@ -61,6 +66,11 @@ def test_from_a_baseline_to_a_verdict(
     assert not verdict["passed"]
     failed = {one["name"] for one in verdict["checks"] if one["verdict"] == "regressed"}
     assert {"mean KL, nats", "weights"} <= failed
+    (check,) = (one for one in verdict["checks"] if one.get("metric") == "kl")
+    assert (
+        0 < check["numbers"]["allowed"] < check["numbers"]["low"] < check["numbers"]["difference"]
+    )
+    assert verdict["not_in_baseline"] == ["tasks", "behaviour"]
     assert "mean KL, nats (regressed)" in captured.err.splitlines()[-1]
 
     assert run(monkeypatch, "gate", bad, *common, "--limits") == 0
@@ -118,6 +128,9 @@ def test_from_a_baseline_to_a_verdict(
     }
     assert f"noise of the path {noise:.4g}" in shown[0]
     assert "is not known" not in captured.err
+    floor = json.loads(floored.read_text())["entries"][0]["floor"]
+    assert 0 <= floor["nll"] < rows["nll"]["first"] / 1000  # a distance, and no perplexity
+    assert 0 <= floor["top1"] < 0.1
     assert (
         json.loads(floored.read_text())["entries"][0]["samples"]
         == json.loads(saved.read_text())["entries"][0]["samples"]
@@ -146,6 +159,44 @@ def test_from_a_baseline_to_a_verdict(
     assert "was made of a text with SHA-256" in capsys.readouterr().err
     assert run(monkeypatch, "gate", good, *common, "--baseline", saved) == 1
     assert "was made with another evaluation text" in capsys.readouterr().err
+
+
+def test_a_fault_in_a_second_part_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a gate that reads the first part of a split model and passes what it knows of it."""
+    folder = write_checkpoint(tmp_path / "tiny", config={"num_hidden_layers": 1})
+    with Checkpoint.open(folder) as checkpoint:
+        plan = plan_file(checkpoint, find_recipe("Q8_0"), tmp_path / "m.gguf", split_nbytes=300_000)
+        export_planned(checkpoint, [plan], threads=1)
+    first, *others = sorted(tmp_path.glob("m-*.gguf"))
+    text = tmp_path / "text.jsonl"
+    lines = (
+        {"messages": [{"role": "user", "content": f"{i}?"}], "reasoning": "So", "answer": f"{i}."}
+        for i in range(20)
+    )
+    text.write_text("\n".join(map(json.dumps, lines)))
+    common = ("--reference", folder, "--text", text, "-o", tmp_path / "out")
+    saved = tmp_path / "baseline.json"
+    assert run(monkeypatch, "baseline", first, *common, *SMALL, "--save", saved, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["baseline"] == str(saved)
+    (entry,) = document["entries"]
+    assert entry["name"] == first.name
+    assert entry["not_measured"] == ["tasks", "behaviour"]
+    assert {"kl", "kl_above_median", "nll"} <= {one["name"] for one in entry["metrics"]}
+    gate = ("gate", first, *common, "--baseline", saved)
+    assert run(monkeypatch, *gate) == 0
+    assert "file: is the baseline's, byte for byte" in capsys.readouterr().out
+
+    name, tensor = max(read_header(others[0]).tensors.items(), key=lambda one: one[1].nbytes)
+    data = bytearray(others[0].read_bytes())
+    data[tensor.offset : tensor.offset + tensor.nbytes] = bytes(tensor.nbytes)
+    others[0].write_bytes(data)
+    assert run(monkeypatch, *gate) == 3
+    captured = capsys.readouterr()
+    assert f"regressed   weights: {name} " in captured.out
+    assert "weights (regressed)" in captured.err.splitlines()[-1]
 
 
 def test_tasks_have_no_floor() -> None:
