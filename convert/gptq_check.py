@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,16 +55,6 @@ def check_gptq(folder: GptqFolder, source: Checkpoint | None) -> Iterator[GptqCh
     for name in sorted((folder.tensors.keys() | folder.sizes.keys()) - names.keys() - parts):
         if not is_ignorable(name, source.model) and not _is_empty_bias(folder, name):
             yield GptqCheck(name, problem="has no source in the checkpoint")
-
-
-def config_differences(folder: GptqFolder, source: Checkpoint) -> Iterator[str]:
-    """Sizes and rope in config.json that are not the checkpoint's, in words."""
-    if folder.model is None:
-        return
-    for field in dataclasses.fields(folder.model):
-        found, expected = getattr(folder.model, field.name), getattr(source.model, field.name)
-        if found != expected and "token_id" not in field.name:  # tools choose a padding
-            yield f"config.json: its {field.name} is {found} and {expected} by the checkpoint"
 
 
 def _check_linear(folder: GptqFolder, source: Checkpoint, name: str) -> GptqCheck:

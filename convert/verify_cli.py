@@ -80,9 +80,9 @@ def verify(
 
 def _verify_folder(folder: Path, source: Path | None, console: Console, *, as_json: bool) -> None:
     from convert.checkpoint import Checkpoint
-    from convert.gptq_check import check_gptq, config_differences
+    from convert.gptq_check import check_gptq
     from convert.gptq_folder import open_gptq
-    from convert.metadata_parity import tokenizer_differences
+    from convert.metadata_parity import config_differences, tokenizer_differences
 
     gptq = open_gptq(folder)
     with Checkpoint.open(source) if source is not None else nullcontext() as opened:
@@ -90,8 +90,9 @@ def _verify_folder(folder: Path, source: Path | None, console: Console, *, as_js
         wrong = [f"{folder}: {one.name} {one.problem}; {_REMEDY}" for one in checks if one.problem]
         differences = []
         if opened is not None:
-            wrong += [f"{folder}: {words}; {_REMEDY}" for words in config_differences(gptq, opened)]
-            differences = tokenizer_differences(folder, opened)
+            if gptq.model is not None:
+                differences += config_differences(gptq.model, opened.model)
+            differences += tokenizer_differences(folder, opened)
     wrong += [f"{folder}: {one.key} {one.words}; {_REMEDY}" for one in differences if one.grave]
     errors = {one.name: one.relative_error for one in checks if one.relative_error is not None}
     if as_json:

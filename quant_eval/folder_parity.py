@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint
-from convert.gptq_check import config_differences
 from convert.gptq_folder import open_gptq
-from convert.metadata_parity import tokenizer_differences
+from convert.metadata_parity import config_differences, tokenizer_differences
 from qwq_local.description import describe_folder, read_json
 
 WITHOUT_EFFECT = frozenset({"_from_model_config", "eos_token_id", "transformers_version"})
@@ -19,8 +18,10 @@ def folder_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
 
     Raises QwqError where a file of the folder is missing or cannot be read.
     """
-    yield from config_differences(open_gptq(folder), source)
-    yield from (f"{one.key} {one.words}" for one in tokenizer_differences(folder, source))
+    differences = tokenizer_differences(folder, source)
+    if (model := open_gptq(folder).model) is not None:
+        differences += config_differences(model, source.model)
+    yield from (f"{one.key} {one.words}" for one in differences)
     here, there = describe_folder(folder), describe_folder(source.path)
     yield from _differences("stop ids", {"": sorted(here.stop_ids)}, {"": sorted(there.stop_ids)})
     yield from _differences("token", here.template_variables, there.template_variables)

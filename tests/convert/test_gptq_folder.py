@@ -211,7 +211,7 @@ def _other_tokenizer(folder: Path) -> None:
         (_edit(3, _with_a_stranger), r"layers\.1\.mlp\.up_proj\.bias has no source"),
         (_config(checkpoint_format="marlin"), r"config\.json: its format is 'marlin' in 'int32'"),
         (_config(quant_method="awq"), "is quantized by 'awq', not gptq"),
-        (_other_base, r"its rope_theta is 10000\.0 and 1000000\.0 by the checkpoint"),
+        (_other_base, r"config.json: rope_theta is 10000\.0 and 1000000\.0 by the checkpoint"),
         (_other_tokenizer, r"tokenizer\.ggml\.tokens differs from the checkpoint's in 1 of"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: the file is miss"),
     ],
