@@ -2,8 +2,15 @@
 
 import os
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import convert
+import quant_eval
+import qwq_local
+from convert.files import sha256_of
+from quant_eval.manifest import digest
 
 PACKAGES = (
     "qwq-local",
@@ -14,6 +21,9 @@ PACKAGES = (
     "gptqmodel",
     "numpy",
 )
+
+SHOWING = ("cli", "report", "plot", "curves", "terminal", "options", "gate", "baseline", "server")
+"""Modules and folders, by the end of their name, that show or judge numbers and make none."""
 
 
 def describe_environment() -> dict[str, str]:
@@ -29,6 +39,22 @@ def describe_environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def sources_sha256() -> str:
+    """One hash of these packages' own modules that prompt, run, score and grade.
+
+    The version alone does not do: it stays the same from one release to the next.
+    """
+    hashes = {}
+    for package in (convert, quant_eval, qwq_local):
+        folder = Path(package.__path__[0])
+        for file in folder.rglob("*.py"):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if not any(part.endswith(SHOWING) for part in parts):
+                hashes[f"{folder.name}/{'/'.join(parts)}"] = sha256_of(file)
+    return digest(hashes)
 
 
 def _processor() -> str:

@@ -47,7 +47,7 @@ class Exam:
 
     states: None where servers alone are asked, of which no logits are known. conditions: a
     digest of all that results depend on beside the file, the text and the settings. prompt_tokens:
-    room for the longest prompt of a task or question.
+    room for the longest prompt of a task or question. questions: that nobody grades.
     """
 
     tokens: EvaluationTokens
@@ -56,6 +56,7 @@ class Exam:
     settings: EvaluationSettings
     conditions: str
     prompt_tokens: int = PROMPT_TOKENS
+    questions: tuple[str, ...] = QUESTIONS
 
     @property
     def reference(self) -> Reference:
@@ -75,7 +76,9 @@ def rough_count(text: str) -> int:
     return max(1, len(text) // 4)
 
 
-SMOKE = EvaluationSettings(n_tokens=512, n_problems=1, task_seconds=5.0, max_tokens=256)
+SMOKE = EvaluationSettings(
+    n_tokens=512, n_problems=1, task_seconds=5.0, max_tokens=256, n_task_problems=1
+)
 """A little of everything."""
 
 

@@ -13,11 +13,12 @@ from convert.errors import QwqError
 from convert.gguf_export import export_gguf
 from quant_eval.kept import Kept
 from quant_eval.manifest import Manifest
-from quant_eval.measurement import file_result, measure_server
+from quant_eval.measurement import measure_server
 from quant_eval.nano import CHECKPOINT
 from quant_eval.pipeline import Ask, Server, make_report, measure_servers
 from quant_eval.report import caption_of, summary_of, write_html
 from quant_eval.results import EvaluationSettings, Report
+from quant_eval.rows import file_result
 from quant_eval.suite import Exam, choose_problems, longest_prompt, rough_count
 from qwq_local import QwQ
 from qwq_local.rope import NATIVE_LENGTH, plan_rope
