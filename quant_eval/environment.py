@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,11 +46,15 @@ def describe_environment() -> dict[str, str]:
 def sources_sha256() -> str:
     """One hash of these packages' own modules that prompt, run, score and grade.
 
-    The version alone does not do: it stays the same from one release to the next.
+    Beside it a version says little: it stays the same while the code changes.
     """
+    return modules_sha256([Path(one.__path__[0]) for one in (convert, quant_eval, qwq_local)])
+
+
+def modules_sha256(packages: Sequence[Path]) -> str:
+    """One hash of the modules in these folders, except those that make no number."""
     hashes = {}
-    for package in (convert, quant_eval, qwq_local):
-        folder = Path(package.__path__[0])
+    for folder in packages:
         for file in folder.rglob("*.py"):
             parts = file.relative_to(folder).with_suffix("").parts
             if not any(part.endswith(SHOWING) for part in parts):

@@ -443,6 +443,62 @@ def test_the_plot_is_an_svg_with_every_name() -> None:
     assert kl_plot(REPORT) == svg
 
 
+def test_the_plot_tells_beaten_files_from_the_front() -> None:
+    """Catches a front through files that a smaller and closer one beats."""
+    rows = {"Q2_K": (2.0, 0.4), "Q4_K_S": (3.0, 0.01), "Q4_K_M": (3.1, 0.02), "Q8_0": (5.0, 1e-3)}
+    files = [
+        replace(
+            REPORT.files[1],
+            name=f"m-{name}.gguf",
+            nbytes=int(1e6 * size),
+            divergence={"reply": divergence(kl, 0.9)},
+        )
+        for name, (size, kl) in rows.items()
+    ]
+    drawn = kl_plot(replace(REPORT, files=tuple(files)))
+    assert drawn.count(">llama.cpp, beaten<") == drawn.count(">Pareto front<") == 1
+    front = max(re.findall(r'<path d="([^"]*)"[^>]*stroke-opacity: 0.4', drawn), key=len)
+    assert len(re.findall(r"[ML] ", front)) == 3
+    best = kl_plot(replace(REPORT, files=tuple(files[:2])))
+    assert "beaten" not in best
+    one = kl_plot(replace(REPORT, files=tuple(files[:1])))
+    assert "Pareto" not in one
+
+
+def test_the_page_says_how_it_was_measured(tmp_path: Path) -> None:
+    """Catches settings, tasks and recipes that numbers depend on and that no one is told."""
+    settings = replace(REPORT.settings, n_replies=4, reply_seed=9, needles=(8192,), seed=3)
+    busy = replace(
+        REPORT.files[2],
+        name="m at cluster",
+        speed=Speed(Estimate(55.0, 2.0, 140), at_once=32),
+        recipe="name = Q6_K",
+        behaviour=BEHAVIOUR,
+        thought_change=Estimate(4.2, 1.3, 16),
+        flips=(Flip("Asked", "R", "A", "r", "a", 1, 4, 4),),
+    )
+    report = replace(
+        REPORT, settings=settings, files=(REPORT.files[0], busy), benchmarks={"aime.csv": "99" * 32}
+    )
+    write_html(tmp_path / "report.html", report)
+    page = (tmp_path / "report.html").read_text()
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>(?:<pre>)?([^<]*)<", page))
+    assert facts["replies to a problem"] == "4"
+    assert facts["seed"] == "3"
+    assert facts["seed of sampling"] == "9"
+    assert facts["needles"] == "in 8192 tokens"
+    assert facts["task aime.csv"] == "99" * 32
+    assert facts["m at cluster, recipe"] == "name = Q6_K"
+    speeds = "okens/s: median over 140 replies, decoded one at a time; of m at cluster 32 at a time"
+    assert f"T{speeds}." in page
+    assert f"t{speeds}" in words_of(report)
+    assert "<td>+4.2<small>±1.3</small><small>n=16</small></td>" in page
+    assert "16 bits, solved in 4 of 4 replies" in page
+    assert "m at cluster, solved in 1 of 4 replies" in page
+    assert "each with up to 4 replies" in " ".join(page.split())
+    assert "4 replies each" in words_of(report)
+
+
 def layers_of(error: float) -> LayerErrors:
     one = Estimate(error, error / 9, 500)
     layer = LayerError(one, one, dict.fromkeys(LINEARS, one))
