@@ -150,6 +150,8 @@ def test_flips_are_more_than_the_luck_of_a_seed(files: dict[str, Path]) -> None:
     (flip,) = (one for one in flips if one.question == "d")
     assert (flip.reference_reasoning, flip.reasoning) == ("d0", "d0")  # of one seed
     assert (flip.reference_answer, flip.answer) == ("y", "n")
+    lucky = measured(files["Q4_K_M"], 0.02, replies({"a": "yyyn", "b": "nyyy"}))
+    assert file_result(lucky, exact=exact).flips == ()
     once = measured(files["BF16"], 1e-7, replies({"a": "y", "b": "n"}))
     other = measured(files["Q4_K_M"], 0.02, replies({"a": "n", "b": "y"}))
     assert [one.question for one in file_result(other, exact=once).flips] == ["a"]
