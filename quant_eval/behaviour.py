@@ -1,12 +1,14 @@
 """How a model's replies behave, whatever they say: what quantizing breaks before answers flip."""
 
-import statistics
 import unicodedata
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
-from quant_eval.divergence import Estimate
+import numpy as np
+
+from quant_eval.divergence import Estimate, clustered_quantiles
 from quant_eval.paired import Sample
-from quant_eval.results import Attempt, Behaviour, share_error
+from quant_eval.results import Attempt, Behaviour, share_of
 
 _OF_EVERY_LANGUAGE = frozenset({"LATIN", "GREEK", "MATHEMATICAL", "DOUBLE-STRUCK", "MICRO"})
 """Scripts that formulas use too."""
@@ -48,13 +50,24 @@ def summarize_behaviour(attempts: Sequence[Attempt]) -> Behaviour | None:
     flags = [flags_of(attempt) for attempt in attempts]
     shares = {}
     for name in FLAGS:
-        n_with = sum(one[name] for one in flags)
-        shares[name] = Estimate(n_with / len(flags), share_error(n_with, len(flags)), len(flags))
+        found = zip(attempts, flags, strict=True)
+        share = share_of(Sample.of((one.problem, its[name]) for one, its in found))
+        assert share is not None
+        shares[name] = share.estimate
     lengths = Sample.of((one.problem, one.thought_tokens) for one in attempts).mean
     assert lengths is not None
     return Behaviour(
         n_replies=len(attempts),
         **shares,
         thought_tokens=lengths,
-        first_token_s=statistics.median(one.first_token_s for one in attempts),
+        first_token_s=median_of((one.problem, one.first_token_s) for one in attempts),
     )
+
+
+def median_of(observations: Iterable[tuple[str, float]]) -> Estimate:
+    """The median of one or more observations, each with the problem that it belongs to."""
+    problems: defaultdict[str, list[float]] = defaultdict(list)
+    for problem, value in observations:
+        problems[problem].append(value)
+    (median,) = clustered_quantiles([np.array(each) for each in problems.values()], (0.5,))
+    return median

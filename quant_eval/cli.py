@@ -166,12 +166,14 @@ def quantize(
             reply_seed=reply_seed,
         )
         paths = [output.path for output in plan.outputs]
+        has_folders = any(one.is_dir() for one in paths)
+        floors = (path,) if has_folders and pipeline.is_small(checkpoint) else ()
         evaluate(
             checkpoint,
             paths,
             (),
             manifest,
-            pipeline.Ask(settings, text),
+            pipeline.Ask(settings, text, floors=floors),
             threads=engine_threads,
             output=(console, as_json),
         )

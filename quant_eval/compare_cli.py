@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from quant_eval.options import (
     BaseUrl,
     FileReference,
     Files,
-    Floor,
+    Floors,
     MaxTokens,
     Needles,
     Out,
@@ -45,7 +45,7 @@ def compare(
     files: Files = None,
     *,
     reference: FileReference = None,
-    floor: Floor = None,
+    floor: Floors = None,
     base_url: BaseUrl = None,
     at_once: AtOnce = 8,
     states: States = None,
@@ -73,7 +73,7 @@ def compare(
     from convert.checkpoint import Checkpoint
     from quant_eval import pipeline
     from quant_eval.manifest import Manifest
-    from quant_eval.measurement import find_floor
+    from quant_eval.rows import find_floor
     from quant_eval.sizes import check_unquantized
     from qwq_local.hub import resolve_model
 
@@ -84,10 +84,10 @@ def compare(
             f"compare: {len(paths)} files and {len(servers)} servers are given and two models are "
             "compared; name two files, or servers with --base-url"
         )
-    if floor is not None and servers:
-        raise UsageError(f"--floor {floor}: is for numbers that a server does not show; leave it")
-    if floor is not None:
-        check_unquantized(floor)
+    if floor and servers:
+        raise UsageError("--floor: is for numbers that a server does not show; leave it out")
+    for each in floor or ():
+        check_unquantized(each)
     if paths and reference is None:
         raise UsageError("compare: files need the checkpoint they were made from; give --reference")
     with ExitStack() as stack:
@@ -106,7 +106,7 @@ def compare(
             seed=seed,
             reply_seed=reply_seed,
         )
-        ask = pipeline.Ask(settings, text, states, tuple(tasks or ()))
+        ask = pipeline.Ask(settings, text, states, tuple(tasks or ()), tuple(floor or ()))
         on_progress = stack.enter_context(progress(stderr_console(quiet=quiet)))
         measured: list[Measured] = []
         noise: list[Measured] = []
@@ -116,14 +116,9 @@ def compare(
             measured, failures = pipeline.measure(
                 checkpoint, paths, Manifest(out), ask, threads=n_threads, on_progress=on_progress
             )
-            if floor is not None and not failures:
-                noise, failures = pipeline.measure(
-                    checkpoint,
-                    [floor],
-                    Manifest(out),
-                    pipeline.text_alone(ask),
-                    threads=n_threads,
-                    on_progress=on_progress,
+            if not failures:
+                noise, failures = pipeline.measure_floors(
+                    checkpoint, Manifest(out), ask, threads=n_threads, on_progress=on_progress
                 )
         if not failures:
             replied, failures = pipeline.measure_servers(
@@ -133,7 +128,10 @@ def compare(
     if failures:
         raise failures[0]
     first, second = measured
-    rows = differences(first, second, find_floor([*noise, first, second]))
+    floors = {
+        one.engine: find_floor([*noise, first, second], one.engine) for one in (first, second)
+    }
+    rows = differences(first, second, floors)
     if not rows:
         raise UsageError(
             f"compare: nothing is known of both {first.name} and {second.name}, and of a server "
@@ -143,22 +141,27 @@ def compare(
         names = {"first": first.name, "second": second.name}
         typer.echo(json.dumps({"confidence": CONFIDENCE, **names, "differences": rows}, indent=2))
     else:
-        _print_differences(rows, first.name, second.name)
+        unknown = [one for one, floor in floors.items() if floor is None]
+        _print_differences(rows, first.name, second.name, unknown)
 
 
 def differences(
-    first: "Measured", second: "Measured", floor: "Measured | None" = None
+    first: "Measured", second: "Measured", floors: "Mapping[str, Measured | None] | None" = None
 ) -> list[dict[str, Any]]:
     """A row for each quantity that both have on the same passages or problems.
 
-    floor: the 16-bit file; what is held against the reference has its number as "floor".
+    floors: the 16-bit files by engine; what is held against the reference has the number of the
+    first's as "floor", and that of the second's as "second_floor" where its engine is another.
     """
     from quant_eval.metrics import metrics_among, noise_of, samples_of, tails_of
     from quant_eval.paired import paired_difference
 
     tails = tails_of(first)
     before, after = samples_of(first, tails), samples_of(second, tails)
-    noise = {} if floor is None else noise_of(floor, tails)
+    known = {engine: noise_of(floor, tails) for engine, floor in (floors or {}).items() if floor}
+    noise, other = known.get(first.engine, {}), known.get(second.engine, {})
+    if second.engine == first.engine:
+        other = {}
     rows: list[dict[str, Any]] = []
     for name, metric in metrics_among(before.keys() & after.keys()).items():
         difference = paired_difference(before[name], after[name], of_shares=metric.of_replies)
@@ -179,20 +182,27 @@ def differences(
                 "n": difference.n,
                 "verdict": "worse" if worse else "better" if better else "",
                 **({"floor": noise[name]} if name in noise else {}),
+                **({"second_floor": other[name]} if name in other else {}),
             }
         )
     return rows
 
 
-def _print_differences(rows: Sequence[dict[str, Any]], first: str, second: str) -> None:
+def _print_differences(
+    rows: Sequence[dict[str, Any]], first: str, second: str, unknown: Sequence[str]
+) -> None:
+    """unknown: engines whose noise was not measured."""
     from rich import box
     from rich.table import Table
 
+    from quant_eval.report import unknown_noise
+
     caption = "paired by passage and problem"
-    if any("floor" in row for row in rows):
+    if any("floor" in row or "second_floor" in row for row in rows):
         caption += "\nin brackets: of the 16-bit file, the noise of the path itself"
-    elif any(row["name"] == "kl" for row in rows):
-        caption += "\nthe noise of the path itself is not known; give the BF16 file as --floor"
+    if any(row["name"] == "kl" for row in rows):
+        for engine in unknown:
+            caption += f"\n{unknown_noise(engine)} as --floor"
     table = Table(
         title=f"{second} against {first}",
         caption=caption,
@@ -207,8 +217,10 @@ def _print_differences(rows: Sequence[dict[str, Any]], first: str, second: str) 
         low, high = row["low"], row["high"]
         table.add_row(
             row["title"],
-            f"{row['first']:.3g}" + (f"\n({row['floor']:.3g})" if "floor" in row else ""),
-            f"{row['second']:.3g}",
+            *(
+                f"{row[side]:.3g}" + (f"\n({row[floor]:.3g})" if floor in row else "")
+                for side, floor in (("first", "floor"), ("second", "second_floor"))
+            ),
             f"{row['difference']:.3g}",
             "" if low is None or high is None else f"{low:.3g} to\n{high:.3g}",
             str(row["n"]),

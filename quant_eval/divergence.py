@@ -28,7 +28,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over n observations with its standard error, which one cluster alone does not give."""
+    """A mean or quantile of n observations; one cluster alone gives it no standard error."""
 
     value: float
     standard_error: float | None
@@ -77,9 +77,9 @@ class Divergence:
     perplexity: Estimate
     reference_perplexity: Estimate
     kl_nats: Estimate
-    kl_median_nats: float
-    kl_q99_nats: float
-    kl_q999_nats: float
+    kl_median_nats: Estimate
+    kl_q99_nats: Estimate
+    kl_q999_nats: Estimate
     top1_agreement: Estimate
     rms_change: Estimate
     perplexity_ratio: Estimate
@@ -203,14 +203,14 @@ def _summarize_part(scores: Sequence[TokenScores], masks: Sequence[Mask]) -> Div
     nll = clustered_mean([one.nll_nats[mask] for one, mask in passages])
     reference_nll = clustered_mean([one.reference_nll_nats[mask] for one, mask in passages])
     log_ratio = clustered_mean([(one.nll_nats - one.reference_nll_nats)[m] for one, m in passages])
-    every_kl = np.concatenate(kl)
-    median, q99, q999 = (float(np.quantile(every_kl, share)) for share in (0.5, 0.99, 0.999))
+    mean_kl = clustered_mean(kl)
+    median, q99, q999 = clustered_quantiles(kl, (0.5, 0.99, 0.999))
     return Divergence(
-        n_tokens=len(every_kl),
+        n_tokens=mean_kl.n,
         n_passages=len(passages),
         perplexity=_exponential(nll),
         reference_perplexity=_exponential(reference_nll),
-        kl_nats=clustered_mean(kl),
+        kl_nats=mean_kl,
         kl_median_nats=median,
         kl_q99_nats=q99,
         kl_q999_nats=q999,
@@ -247,6 +247,28 @@ def clustered_mean(clusters: Sequence[Floats]) -> Estimate:
     residuals = sums - mean * counts
     variance = n_clusters / (n_clusters - 1) * float(residuals @ residuals) / n**2
     return Estimate(float(mean), math.sqrt(variance), int(n))
+
+
+def clustered_quantiles(clusters: Sequence[Floats], shares: Sequence[float]) -> list[Estimate]:
+    """Quantiles over all observations, with standard errors for independent clusters of them.
+
+    The share of observations above a quantile has a clustered error; half the distance between the
+    quantiles that lie one such error below and above is the quantile's own. It is absent where the
+    sample ends before that.
+    Source: Woodruff 1952, "Confidence intervals for medians and other position measures".
+    """
+    ordered = np.sort(np.concatenate(clusters))
+    found = []
+    for share in shares:
+        value = float(np.quantile(ordered, share))
+        above = clustered_mean([(one > value).astype(np.float64) for one in clusters])
+        spread, error = above.standard_error, None
+        if spread is not None and spread <= min(share, 1 - share) + 1e-9:
+            ends = np.clip((share - spread, share + spread), 0.0, 1.0)
+            low, high = np.quantile(ordered, ends)
+            error = float(high - low) / 2
+        found.append(Estimate(value, error, len(ordered)))
+    return found
 
 
 def _exponential(nll: Estimate) -> Estimate:

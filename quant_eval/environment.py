@@ -2,8 +2,16 @@
 
 import os
 import platform
+from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import convert
+import quant_eval
+import qwq_local
+from convert.files import sha256_of
+from quant_eval.manifest import digest
 
 PACKAGES = (
     "qwq-local",
@@ -14,6 +22,9 @@ PACKAGES = (
     "gptqmodel",
     "numpy",
 )
+
+SHOWING = ("cli", "report", "plot", "curves", "terminal", "options", "gate", "baseline", "server")
+"""Modules and folders, by the end of their name, that show or judge numbers and make none."""
 
 
 def describe_environment() -> dict[str, str]:
@@ -29,6 +40,26 @@ def describe_environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def sources_sha256() -> str:
+    """One hash of these packages' own modules that prompt, run, score and grade.
+
+    Beside it a version says little: it stays the same while the code changes.
+    """
+    return modules_sha256([Path(one.__path__[0]) for one in (convert, quant_eval, qwq_local)])
+
+
+def modules_sha256(packages: Sequence[Path]) -> str:
+    """One hash of the modules in these folders, except those that make no number."""
+    hashes = {}
+    for folder in packages:
+        for file in folder.rglob("*.py"):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if not any(part.endswith(SHOWING) for part in parts):
+                hashes[f"{folder.name}/{'/'.join(parts)}"] = sha256_of(file)
+    return digest(hashes)
 
 
 def _processor() -> str:

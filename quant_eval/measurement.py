@@ -1,9 +1,7 @@
 """One file measured, part by part: each passage's scores, each reply; what is known is kept."""
 
-import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
@@ -15,38 +13,16 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from convert.errors import QwqError
-from quant_eval.behaviour import summarize_behaviour
 from quant_eval.benchmarks import grade
-from quant_eval.divergence import (
-    TokenScores,
-    score_passage,
-    scored_rows,
-    summarize,
-    tail,
-)
+from quant_eval.divergence import TokenScores, score_passage, scored_rows
 from quant_eval.kept import Kept
-from quant_eval.layers import LayerErrors
 from quant_eval.manifest import digest
-from quant_eval.paired import MIN_CLUSTERS, Sample, paired_difference
-from quant_eval.results import (
-    UNQUANTIZED_BITS,
-    Accuracy,
-    Attempt,
-    Example,
-    FileResult,
-    Flip,
-    Speed,
-    TaskLoss,
-    to_json,
-)
-from quant_eval.sizes import model_size
-from quant_eval.suite import QUESTIONS, Exam, Progress, check_model, problem_name
+from quant_eval.results import Attempt, to_json
+from quant_eval.suite import Exam, Progress, check_model, problem_name
 from quant_eval.tasks import Problem
 from quant_eval.tasks.problem import user_turn
 from qwq_local import QwQ, Reply
 from qwq_local.reply import collect
-
-MAX_FLIPS = 3  # shown of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +41,13 @@ class Measured:
     questions: tuple[Attempt, ...]
     elapsed_s: float
     kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """What ran it: files of one engine share the noise of its path."""
+        if self.path is None:
+            return "server"
+        return "transformers" if self.path.is_dir() else "llama.cpp"
 
 
 def measure_file(
@@ -267,7 +250,7 @@ def _solve_at_once(
     def ask(problem: Problem, seed: int) -> _Asked | None:
         if time.perf_counter() > end_s:
             return None
-        return _ask(opened, problem, seed, exam)
+        return _ask(opened, problem, seed, exam, at_once=at_once)
 
     late: set[int] = set()
     with ThreadPoolExecutor(at_once) as pool:
@@ -307,7 +290,7 @@ def _reply_to_questions(opened: Callable[[], QwQ], exam: Exam, known: Known) -> 
 
     return tuple(
         known.attempt(question, seed, max_tokens, make=partial(make, question))
-        for question in map(_question, QUESTIONS)
+        for question in map(_question, exam.questions)
     )
 
 
@@ -325,7 +308,9 @@ def _graded(problem: Problem, asked: _Asked) -> Attempt:
     return replace(asked.attempt, correct=grade(problem, asked.answer, asked.calls))
 
 
-def _ask(opened: Callable[[], QwQ], problem: Problem, seed: int, exam: Exam) -> _Asked:
+def _ask(
+    opened: Callable[[], QwQ], problem: Problem, seed: int, exam: Exam, *, at_once: int = 1
+) -> _Asked:
     """One reply, sampled with the model's own defaults or, of a server, the checkpoint's."""
     qwq = opened()
     started = time.perf_counter()
@@ -351,6 +336,8 @@ def _ask(opened: Callable[[], QwQ], problem: Problem, seed: int, exam: Exam) -> 
         elapsed_s=round(time.perf_counter() - started, 3),
         first_token_s=round(reply.timings.prefill_s, 4),
         tokens_per_s=reply.timings.tokens_per_s,
+        seed=seed,
+        at_once=at_once,
     )
     calls = ({"name": call.name, "arguments": call.arguments} for call in reply.tool_calls)
     return _Asked(attempt, reply.answer, tuple(calls))
@@ -379,84 +366,3 @@ def _check_vocabulary(qwq: QwQ, exam: Exam) -> None:
             f"{qwq.path}: its tokenizer gives other ids than the reference's; "
             "give the checkpoint it was made from as --reference"
         )
-
-
-def file_result(
-    measured: Measured, floor: Measured | None = None, layers: LayerErrors | None = None
-) -> FileResult:
-    """The report's row of a file. floor: the 16-bit file that its replies are held against."""
-    path = measured.path
-    size = None if path is None else model_size(path)
-    return FileResult(
-        name=measured.name,
-        sha256=measured.sha256,
-        nbytes=None if size is None else size.nbytes,
-        bits_per_weight=None if size is None else size.bits_per_weight,
-        engine="server" if path is None else "transformers" if path.is_dir() else "llama.cpp",
-        divergence=summarize(
-            list(measured.scores.values()),
-            [measured.kinds[name] for name in measured.scores] if measured.kinds else (),
-        ),
-        accuracy=_accuracy(measured.attempts),
-        behaviour=summarize_behaviour(measured.attempts),
-        speed=_speed((*measured.attempts, *measured.questions)),
-        examples=tuple(
-            Example(one.question, one.reasoning, one.answer, one.finish_reason)
-            for one in measured.questions
-        ),
-        elapsed_s=round(measured.elapsed_s, 1),
-        task_loss=None if floor is None else _task_loss(floor, measured),
-        flips=() if floor is None else tuple(_flips(floor, measured))[:MAX_FLIPS],
-        kl_tail=tail(list(measured.scores.values())),
-        layers=layers,
-    )
-
-
-def find_floor(measured: Sequence[Measured]) -> Measured | None:
-    """The first file whose weights are not quantized: it differs by the path's own noise."""
-    for one in measured:
-        if one.path and model_size(one.path).bits_per_weight >= UNQUANTIZED_BITS:
-            return one
-    return None
-
-
-def _task_loss(floor: Measured, measured: Measured) -> TaskLoss | None:
-    before, after = (
-        Sample.of((each.problem, each.correct) for each in one.attempts if each.correct is not None)
-        for one in (floor, measured)
-    )
-    difference = paired_difference(before, after, of_shares=True)
-    if difference is None or difference.n < MIN_CLUSTERS or floor is measured:
-        return None
-    low, high = difference.interval(0.95)
-    return TaskLoss(difference.value, low, high, difference.n)
-
-
-def _flips(floor: Measured, measured: Measured) -> Iterator[Flip]:
-    solved = {one.problem: one for one in floor.attempts if one.correct}
-    for attempt in measured.attempts:
-        reference = solved.get(attempt.problem)
-        if reference is not None and attempt.correct is False and floor is not measured:
-            yield Flip(
-                attempt.question,
-                reference.reasoning,
-                reference.answer,
-                attempt.reasoning,
-                attempt.answer,
-            )
-
-
-def _accuracy(attempts: Sequence[Attempt]) -> dict[str, Accuracy]:
-    n = Counter(one.kind for one in attempts)
-    n_ungraded = Counter(one.kind for one in attempts if one.correct is None)
-    n_correct = Counter(one.kind for one in attempts if one.correct)
-    n_cut = Counter(one.kind for one in attempts if one.finish_reason == "length")
-    return {
-        kind: Accuracy(n[kind] - n_ungraded[kind], n_correct[kind], n_cut[kind], n_ungraded[kind])
-        for kind in n
-    }
-
-
-def _speed(attempts: Sequence[Attempt]) -> Speed | None:
-    speeds = [one.tokens_per_s for one in attempts if one.tokens_per_s is not None]
-    return Speed(statistics.median(speeds), len(speeds)) if speeds else None

@@ -47,7 +47,7 @@ TaskSeconds = Annotated[
     typer.Option(
         min=0,
         help="Begin no problem after so many seconds a file (default: 45; for servers and with "
-        "--task or --needles no limit).",
+        "--task or --needles no limit; with --smoke 5).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -56,7 +56,7 @@ MaxTokens = Annotated[
     typer.Option(
         min=1,
         help="Longest reply, thought included (default: 512; large models 256; for servers and "
-        "with --task or --needles 32768).",
+        "with --task or --needles 32768; with --smoke 256).",
         rich_help_panel=_EVALUATION,
     ),
 ]
@@ -139,11 +139,13 @@ FileReference = Annotated[
         show_default=False,
     ),
 ]
-Floor = Annotated[
-    Path | None,
+Floors = Annotated[
+    list[Path] | None,
     typer.Option(
-        help="The checkpoint's 16-bit file, whose numbers are the noise of the path itself "
-        "(default: the one among the files).",
+        "--floor",
+        help="The checkpoint's 16-bit file, whose numbers are the noise of the path itself; again "
+        "for more: GGUF files need the BF16 GGUF, GPTQ folders the checkpoint's folder (default: "
+        "those among the files).",
         show_default=False,
     ),
 ]
@@ -176,17 +178,13 @@ def settings_for(
     """The settings for a model of this size with what was given on the command line.
 
     checkpoint: None for a server's model. Of one, and with benchmarks, replies may be as long as
-    QwQ's own figures were made with, and none is left out for the time.
+    QwQ's own figures were made with, and none is left out for the time, except in a smoke run.
     """
     from quant_eval import pipeline, suite
 
     small = checkpoint is None or pipeline.is_small(checkpoint)
     settings = suite.SMOKE if smoke else suite.default_settings(is_small=small)
-    if tasks or needles or (checkpoint is None and not smoke):
-        settings = replace(
-            settings,
-            max_tokens=BENCHMARK_MAX_TOKENS,
-            task_seconds=UNLIMITED_S,
-            needles=tuple(needles or ()),
-        )
+    settings = replace(settings, needles=tuple(needles or ()))
+    if (tasks or needles or checkpoint is None) and not smoke:
+        settings = replace(settings, max_tokens=BENCHMARK_MAX_TOKENS, task_seconds=UNLIMITED_S)
     return replace(settings, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]

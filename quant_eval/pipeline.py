@@ -24,7 +24,7 @@ from convert.layer_work import passing_work
 from convert.passages import built_in_passages
 from convert.plan import FilePlan, plan_file
 from convert.recipe import RECIPES, find_recipe
-from quant_eval.environment import describe_environment
+from quant_eval.environment import describe_environment, sources_sha256
 from quant_eval.kept import Kept
 from quant_eval.manifest import Manifest, digest
 from quant_eval.reference_store import (
@@ -226,24 +226,23 @@ class Ask:
     """What is to be measured, and against which reference.
 
     text: JSON Lines to score, the built-in ones by default. states: the folder of a reference that
-    was made before; None keeps one in the manifest's folder. tasks: files of benchmarks.
+    was made before; None keeps one in the manifest's folder. tasks: files of benchmarks. floors:
+    16-bit files for the noise of the path alone. has_questions: whether the questions that nobody
+    grades are asked too.
     """
 
     settings: EvaluationSettings
     text: Path | None = None
     states: Path | None = None
     tasks: tuple[Path, ...] = ()
+    floors: tuple[Path, ...] = ()
+    has_questions: bool = True
 
 
 def text_alone(ask: Ask) -> Ask:
     """The same without a task: what is asked of the file whose numbers are the path's noise."""
-    return replace(ask, settings=replace(ask.settings, n_problems=0, needles=()), tasks=())
-
-
-SPLITTING = 2
-"""How thoughts are told from answers in what servers send: a reply that was split otherwise is not
-read again.
-"""
+    settings = replace(ask.settings, n_problems=0, needles=())
+    return replace(ask, settings=settings, tasks=(), has_questions=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +289,18 @@ def measure(
     return measured, failures
 
 
+def measure_floors(
+    checkpoint: Checkpoint, manifest: Manifest, ask: Ask, *, threads: int, on_progress: Progress
+) -> tuple[list["Measured"], list[QwqError]]:
+    """As `measure`, the 16-bit files that are there for the noise of the path alone."""
+    if not ask.floors:
+        return [], []
+    only_text = text_alone(ask)
+    return measure(
+        checkpoint, ask.floors, manifest, only_text, threads=threads, on_progress=on_progress
+    )
+
+
 def prepare(
     checkpoint: Checkpoint,
     manifest: Manifest,
@@ -317,6 +328,7 @@ def prepare(
         ask.settings,
         _conditions(binding.checkpoint_sha256),
         suite.longest_prompt(problems, count),
+        suite.QUESTIONS if ask.has_questions else (),
     )
 
 
@@ -350,7 +362,7 @@ def measure_servers(
     problems = suite.choose_problems(ask.settings, ask.tasks, count)
     nothing = EvaluationTokens((), (), "")
     sampling = Sampling() if checkpoint is None else describe_folder(checkpoint.path).sampling
-    conditions = digest(["server", SPLITTING, dataclasses.asdict(sampling)])
+    conditions = digest(["server", sources_sha256(), dataclasses.asdict(sampling)])
     exam = suite.Exam(nothing, None, problems, ask.settings, conditions, sampling=sampling)
     measured: list[Measured] = []
     failures: list[QwqError] = []
@@ -370,7 +382,8 @@ def measure_servers(
 def _conditions(checkpoint_sha256: str) -> str:
     """A digest of what all numbers depend on beside the file, the text and the settings."""
     packages = {name: describe_environment().get(name) for name in DECIDING_PACKAGES}
-    return digest({"checkpoint": checkpoint_sha256, "packages": packages})
+    sources = sources_sha256()
+    return digest({"checkpoint": checkpoint_sha256, "packages": packages, "sources": sources})
 
 
 def errors_by_layer(
@@ -471,19 +484,39 @@ def make_report(
     manifest: Manifest,
     ask: Ask,
     measured: "Sequence[Measured]",
-    layers: "Mapping[str, LayerErrors | None] | None" = None,
+    layers: "Mapping[Path, LayerErrors | None] | None" = None,
+    *,
+    floors: "Sequence[Measured]" = (),
 ) -> Report:
-    """The rows of all measured files, with where and on what they were measured."""
-    from quant_eval.measurement import file_result, find_floor
+    """The rows of all measured files, with where and on what they were measured.
 
-    floor = find_floor(measured)
+    layers: by a file's path. floors: measured for the noise of the path alone.
+    """
+    from quant_eval.rows import distinct_names, file_result, find_exact, find_floor
+
+    layers = layers or {}
+    named = [
+        replace(one, name=name)
+        for one, name in zip(measured, distinct_names(measured), strict=True)
+    ]
     return Report(
         model=measured[0].name if checkpoint is None else model_name(checkpoint),
         checkpoint_sha256=None if checkpoint is None else manifest.model_sha256(checkpoint.path),
         evaluation_sha256=None if checkpoint is None else evaluation_text(checkpoint, ask.text)[1],
         settings=ask.settings,
         environment=describe_environment(),
-        files=tuple(file_result(one, floor, (layers or {}).get(one.name)) for one in measured),
+        files=tuple(
+            file_result(
+                one,
+                floor=find_floor([*floors, *named], one.engine),
+                exact=find_exact(named, one.engine),
+                layers=None if one.path is None else layers.get(one.path),
+            )
+            for one in named
+        ),
+        benchmarks={
+            str(one): manifest.sha256_of(one) if one.exists() else "built in" for one in ask.tasks
+        },
     )
 
 

@@ -38,6 +38,12 @@ class _Point:
     size: float
     kl_nats: Estimate
 
+    def beats(self, other: "_Point") -> bool:
+        """Whether it is no larger and no further from the reference, and one of them is less."""
+        mine = self.size, self.kl_nats.value
+        theirs = other.size, other.kl_nats.value
+        return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
+
 
 def kl_plot(report: Report) -> str:
     """Mean KL against size as an SVG element; "" where no file has a KL. Same input, same text."""
@@ -88,18 +94,27 @@ def _draw(axes: "Axes", points: Sequence[_Point]) -> None:
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     plain(axes)
+    best = [one for one in points if not any(other.beats(one) for other in points)]
+    frontier = sorted((one.size, one.kl_nats.value) for one in best)
     for engine in dict.fromkeys(point.engine for point in points):
         marker, colour = ENGINE_STYLES.get(engine, OTHER_STYLE)
-        mine = [point for point in points if point.engine == engine]
-        axes.errorbar(
-            [point.size for point in mine],
-            [point.kl_nats.value for point in mine],
-            yerr=[point.kl_nats.standard_error or 0.0 for point in mine],
-            fmt=marker,
-            color=colour,
-            markersize=7,
-            capsize=3,
-            label=engine,
+        for is_best in (True, False):
+            mine = [one for one in points if one.engine == engine and (one in best) is is_best]
+            if mine:
+                axes.errorbar(
+                    [point.size for point in mine],
+                    [point.kl_nats.value for point in mine],
+                    yerr=[point.kl_nats.standard_error or 0.0 for point in mine],
+                    fmt=marker,
+                    color=colour,
+                    markerfacecolor=colour if is_best else "none",
+                    markersize=7,
+                    capsize=3,
+                    label=engine if is_best else f"{engine}, beaten",
+                )
+    if len(frontier) > 1:
+        axes.plot(
+            *zip(*frontier, strict=True), color=INK, alpha=0.4, zorder=1, label="Pareto front"
         )
     positive = [point.kl_nats.value for point in points if point.kl_nats.value > 0]
     if len(positive) == len(points):

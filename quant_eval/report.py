@@ -1,7 +1,7 @@
 """Results for people: a table for the terminal, and one page that needs no network."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +10,9 @@ from convert.files import format_nbytes, replacing_file
 from quant_eval.behaviour import FLAGS
 from quant_eval.curves import layers_plot, tail_plot
 from quant_eval.divergence import KIND_PART, POSITION_PARTS, Divergence, Estimate
+from quant_eval.paired import MIN_CLUSTERS
 from quant_eval.plot import kl_plot
-from quant_eval.results import UNQUANTIZED_BITS, Accuracy, FileResult, Report, short_names
+from quant_eval.results import Accuracy, FileResult, Report, short_names
 from quant_eval.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -86,9 +87,26 @@ def format_excess(ratio: Estimate) -> tuple[str, str]:
 
 def format_accuracy(accuracy: Accuracy | None) -> tuple[str, str]:
     """Solved problems and their standard error in percent; "" where absent."""
-    if accuracy is None or accuracy.n == 0:
+    if accuracy is None or accuracy.standard_error is None:
         return "", ""
     return f"{100 * accuracy.share:.0f}", f"±{100 * accuracy.standard_error:.0f}"
+
+
+def format_interval(accuracy: Accuracy) -> tuple[str, str]:
+    """Solved problems in percent, and the 95 % interval of it."""
+    assert accuracy.low is not None
+    assert accuracy.high is not None
+    return f"{100 * accuracy.share:.0f}", f"{100 * accuracy.low:.0f} to {100 * accuracy.high:.0f}"
+
+
+def format_change(estimate: Estimate | None) -> tuple[str, str, str]:
+    """A difference with its sign, its standard error and n; "" where absent."""
+    if estimate is None:
+        return "", "", ""
+    value, error = format_estimate(estimate)
+    if estimate.standard_error == 0:
+        error = "±0"
+    return f"+{value}" if estimate.value > 0 else value, error, f"n={estimate.n}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +122,9 @@ AGAINST_REFERENCE = (
     Column("perplexity", lambda one: format_estimate(one.perplexity), "perpl-\nexity"),
     Column("perplexity\nhigher by %", lambda one: format_excess(one.perplexity_ratio)),
     Column("mean KL\nnats", lambda one: format_estimate(one.kl_nats), "mean KL\nnats"),
-    Column("median\nKL", lambda one: (format_plain(one.kl_median_nats), "")),
-    Column("99 %\nKL", lambda one: (format_plain(one.kl_q99_nats), "")),
-    Column("99.9 %\nKL", lambda one: (format_plain(one.kl_q999_nats), "")),
+    Column("median\nKL", lambda one: format_estimate(one.kl_median_nats)),
+    Column("99 %\nKL", lambda one: format_estimate(one.kl_q99_nats)),
+    Column("99.9 %\nKL", lambda one: format_estimate(one.kl_q999_nats)),
     Column("RMS of\nchange", lambda one: format_percent(one.rms_change)),
     Column("top-1\nagreement %", lambda one: format_percent(one.top1_agreement), "top-1\n%"),
 )
@@ -116,15 +134,13 @@ Cell = tuple[str, str, str]
 """A number, its standard error, and the same number of the 16-bit file; each may be ""."""
 
 
-def number_cell(
-    column: Column, floor: FileResult | None, file: FileResult, part: str = "reply"
-) -> Cell:
+def number_cell(column: Column, file: FileResult, part: str = "reply") -> Cell:
     """One number of a part of the replies, with the noise of the path itself beside it."""
     mine = file.divergence.get(part)
     if mine is None:
         return "", "", ""
     value, error = column.format(mine)
-    noise = None if floor is None or floor is file else floor.divergence.get(part)
+    noise = None if file.floor is None else file.floor.divergence.get(part)
     return value, error, "" if noise is None else f"({column.format(noise)[0]})"
 
 
@@ -175,19 +191,17 @@ def _width(texts: Sequence[str]) -> int:
 def _columns(report: Report) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """A column's title, and value, error and noise of each file."""
     files = report.files
-    floor = floor_of(report)
     sizes = ("" if file.nbytes is None else f"{file.nbytes / 1e6:,.1f}" for file in files)
     bits = ("" if f.bits_per_weight is None else f"{f.bits_per_weight:.2f}" for f in files)
-    speeds = (f"{file.speed.median_tokens_per_s:.0f}" if file.speed else "" for file in files)
     yield "size\nMB", [(size,) for size in sizes]
     yield "bits per\nweight", [(n_bits,) for n_bits in bits]
     for column in AGAINST_REFERENCE:
         if column.narrow:
-            yield column.narrow, [number_cell(column, floor, file) for file in files]
+            yield column.narrow, [number_cell(column, file) for file in files]
     for kind in kinds_of(files):
         yield _title(kind), [format_accuracy(file.accuracy.get(kind)) for file in files]
     yield "all\ntasks", [format_accuracy(file.overall_accuracy) for file in files]
-    yield "tokens\n/s", [(speed,) for speed in speeds]
+    yield "tokens\n/s", [format_estimate(f.speed.tokens_per_s if f.speed else None) for f in files]
 
 
 def _title(kind: str) -> str:
@@ -211,29 +225,60 @@ def caption_of(report: Report) -> str:
             )
     if noise := _noise_words(report):
         parts.append(noise)
-    counts = sorted({one.n for file in report.files for one in file.accuracy.values()} - {0})
+    counts = {one.n_problems for file in report.files for one in file.accuracy.values()} - {0}
     if counts:
-        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-        parts.append(f"tasks in %, n = {n} of each kind and file, sampled with the defaults")
+        replies = f", {report.settings.n_replies} replies each" * (report.settings.n_replies > 1)
+        parts.append(
+            f"tasks in %, n = {_span(counts)} problems of each kind and file{replies}, sampled "
+            "with the defaults"
+        )
+    if words := speed_words(report):
+        parts.append(words)
     if ungraded := ungraded_of(report):
         parts.append(f"not graded, for no rule is known: {ungraded}")
     return "\n".join(parts)
 
 
+def _span(numbers: Iterable[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def speed_words(report: Report) -> str:
+    """Of what the tokens/s are a median; "" where there are none."""
+    speeds = [(file.name, file.speed) for file in report.files if file.speed is not None]
+    if not speeds:
+        return ""
+    n = _span({one.tokens_per_s.n for _, one in speeds})
+    at_once = [f"of {name} {one.at_once} at a time" for name, one in speeds if one.at_once > 1]
+    one_by_one = ["one at a time"] if len(at_once) < len(speeds) else []
+    return f"tokens/s: median over {n} replies, decoded {'; '.join(one_by_one + at_once)}"
+
+
 def _noise_words(report: Report) -> str:
     """What the numbers in brackets are, or how to come by them; "" where there is no divergence."""
-    if not any("reply" in file.divergence for file in report.files):
-        return ""
-    floor = floor_of(report)
-    if floor is None:
-        return "noise of the path itself: not known; measure the 16-bit file too"
-    return f"noise of the path itself: in brackets, the same number of {floor.name}"
+    files = [file for file in report.files if "reply" in file.divergence]
+    names: dict[str, str] = {}
+    for file in files:
+        if file.floor is not None or file.is_unquantized:
+            names.setdefault(file.engine, file.name if file.floor is None else file.floor.name)
+    several = len({file.engine for file in files}) > 1
+    known = [f"{name} ({engine})" if several else name for engine, name in names.items()]
+    words = [f"noise of the path itself: in brackets, the same number of {' and '.join(known)}"]
+    return "; ".join(
+        words * bool(known)
+        + [
+            f"{unknown_noise(engine)}, as `qwq eval run --floor` or among the files"
+            for engine in dict.fromkeys(file.engine for file in files)
+            if engine not in names
+        ]
+    )
 
 
-def floor_of(report: Report) -> FileResult | None:
-    """The first file whose weights are not quantized and whose divergence is known."""
-    whole = (f for f in report.files if (f.bits_per_weight or 0) >= UNQUANTIZED_BITS)
-    return next((file for file in whole if "reply" in file.divergence), None)
+def unknown_noise(engine: str) -> str:
+    """That the noise of an engine's path was not measured, and with what it is."""
+    what = "the checkpoint's folder" if engine == "transformers" else "the BF16 file"
+    return f"noise of the path itself ({engine}): not known; give {what}"
 
 
 def parts_of(report: Report) -> dict[str, tuple[str, int]]:
@@ -271,29 +316,11 @@ def ungraded_of(report: Report) -> str:
 def summary_of(report: Report) -> list[str]:
     """One sentence a file: what it lost, in words; what was not measured is said so."""
     names = short_names([file.name for file in report.files])
-    floor = floor_of(report)
-    return [
-        f"{name}: {_sentence(file, None if file is floor else floor)}"
-        for name, file in zip(names, report.files, strict=True)
-    ]
+    return [f"{name}: {_sentence(file)}" for name, file in zip(names, report.files, strict=True)]
 
 
-def _sentence(file: FileResult, floor: FileResult | None) -> str:
-    parts = []
-    loss = file.task_loss
-    if loss is None:
-        parts.append("tasks not held against a 16-bit file")
-    elif loss.value == 0 and file.overall_accuracy and not file.overall_accuracy.n_correct:
-        parts.append(f"solves none of {loss.n} problems, nor does the 16-bit file")
-    elif loss.low <= 0 <= loss.high:
-        parts.append(
-            f"no measurable loss on tasks ({100 * loss.value:+.0f} %, interval "
-            f"{100 * loss.low:+.0f} to {100 * loss.high:+.0f}, {loss.n} problems)"
-        )
-    else:
-        fewer = "fewer" if loss.high < 0 else "more"
-        ends = sorted(abs(100 * end) for end in (loss.low, loss.high))
-        parts.append(f"solves {ends[0]:.0f} to {ends[1]:.0f} % of {loss.n} problems {fewer}")
+def _sentence(file: FileResult) -> str:
+    parts = [_task_words(file)]
     reply = file.divergence.get("reply")
     if reply is None and file.engine == "server":
         parts.append("a server shows no KL")
@@ -301,8 +328,9 @@ def _sentence(file: FileResult, floor: FileResult | None) -> str:
         parts.append("KL not measured")
     else:
         above = ""
-        if floor is not None:
-            above = f" (noise of the path {format_estimate(floor.divergence['reply'].kl_nats)[0]})"
+        if file.floor is not None:
+            noise = format_estimate(file.floor.divergence["reply"].kl_nats)[0]
+            above = f" (noise of the path {noise})"
         parts.append("KL " + " ".join(format_estimate(reply.kl_nats)).strip() + above)
     if file.behaviour is not None:
         n = file.behaviour.n_replies
@@ -313,6 +341,29 @@ def _sentence(file: FileResult, floor: FileResult | None) -> str:
             if share.value > 0:
                 parts.append(f"{share.value * n:.0f} of {n} {words}")
     return "; ".join(parts)
+
+
+def _task_words(file: FileResult) -> str:
+    """What it lost on tasks against the 16-bit file, or why that is not known."""
+    loss = file.task_loss
+    if loss is None and not file.accuracy:
+        return "no tasks asked"
+    if loss is None and file.is_unquantized:
+        return "the 16-bit file that tasks are held against"
+    if loss is None:
+        return "tasks not held against a 16-bit file"
+    if loss.low is None or loss.high is None:
+        return f"too few problems for a verdict on tasks ({loss.n} of {MIN_CLUSTERS} needed)"
+    if loss.value == 0 and file.overall_accuracy and not file.overall_accuracy.n_correct:
+        return f"solves none of {loss.n} problems, nor does the 16-bit file"
+    if loss.low <= 0 <= loss.high:
+        return (
+            f"no measurable loss on tasks ({100 * loss.value:+.0f} %, interval "
+            f"{100 * loss.low:+.0f} to {100 * loss.high:+.0f}, {loss.n} problems)"
+        )
+    fewer = "fewer" if loss.high < 0 else "more"
+    ends = sorted(abs(100 * end) for end in (loss.low, loss.high))
+    return f"solves {ends[0]:.0f} to {ends[1]:.0f} % of {loss.n} problems {fewer}"
 
 
 def format_share(estimate: Estimate) -> tuple[str, str]:
@@ -336,14 +387,14 @@ def write_html(path: Path, report: Report) -> None:
     environment.filters.update(
         nbytes=format_nbytes,
         estimate=format_estimate,
-        plain=format_plain,
         percent=format_percent,
-        accuracy=format_accuracy,
+        interval=format_interval,
+        change=format_change,
         share=format_share,
+        capitalize_first=lambda text: text[:1].upper() + text[1:],
     )
     names = short_names([file.name for file in report.files])
     rows = list(zip(names, report.files, strict=True))
-    floor = floor_of(report)
     page = environment.get_template(TEMPLATE).render(
         report=report,
         rows=rows,
@@ -352,9 +403,11 @@ def write_html(path: Path, report: Report) -> None:
         flags=FLAGS,
         ungraded=ungraded_of(report),
         columns=AGAINST_REFERENCE,
-        number=lambda column, *of: number_cell(column, floor, *of),
+        number=number_cell,
+        speed=speed_words(report),
         mean_kl=MEAN_KL,
         noise=_noise_words(report),
+        floors=list({f.floor.sha256: f.floor for f in report.files if f.floor}.values()),
         parts=parts_of(report),
         text_kinds=text_kinds_of(report),
         # drawn here from numbers, and from file names that matplotlib escapes

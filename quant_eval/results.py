@@ -4,15 +4,20 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from typing import Any, Self
+
+import numpy as np
 
 from convert.files import replacing_file
 from quant_eval.divergence import Divergence, Estimate
 from quant_eval.layers import LayerErrors
+from quant_eval.paired import Sample
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+Z95 = NormalDist().inv_cdf(0.975)
 UNQUANTIZED_BITS = 16  # per weight: such a file differs by the noise of the path alone
 
 
@@ -40,24 +45,44 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How many replies solved problems of one kind, and how many max_tokens cut.
+    """How many replies solved problems, and how many max_tokens cut.
 
-    n counts replies that could be graded, n_ungraded the others.
+    n counts replies that could be graded, to n_problems problems; n_ungraded the others.
+    standard_error, low, high: of the share solved and its 95 % interval, clustered by problem; None
+    where no reply could be graded.
     """
 
     n: int
     n_correct: int
     n_cut: int
+    n_problems: int
     n_ungraded: int = 0
+    standard_error: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, attempts: "Sequence[Attempt]") -> Self:
+        """Of these replies."""
+        graded = [(one.problem, bool(one.correct)) for one in attempts if one.correct is not None]
+        sample = Sample.of(graded)
+        n_cut = sum(one.finish_reason == "length" for one in attempts)
+        share = share_of(sample)
+        return cls(
+            n=len(graded),
+            n_correct=sum(correct for _, correct in graded),
+            n_cut=n_cut,
+            n_problems=len(sample.counts),
+            n_ungraded=len(attempts) - len(graded),
+            standard_error=None if share is None else share.estimate.standard_error,
+            low=None if share is None else share.low,
+            high=None if share is None else share.high,
+        )
 
     @property
     def share(self) -> float:
-        """Solved problems over problems."""
+        """Replies that solved their problem over replies."""
         return self.n_correct / self.n
-
-    @property
-    def standard_error(self) -> float:
-        return share_error(self.n_correct, self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +92,8 @@ class Attempt:
     problem: the digest of what was asked. correct: None for a reply that was not graded, by choice
     or because no rule is known. thought_tokens: of the
     thought with the tag that ends it. elapsed_s: of the whole reply; first_token_s: until its first
-    token; tokens_per_s: of decoding, None for a reply of one token.
+    token; tokens_per_s: of decoding, None for a reply of one token. seed: of the sampling. at_once:
+    how many replies the model was asked for at the same time.
     """
 
     problem: str
@@ -82,13 +108,16 @@ class Attempt:
     elapsed_s: float
     first_token_s: float
     tokens_per_s: float | None
+    seed: int = 0
+    at_once: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """How replies to problems behave, whatever they say; shares are of all replies.
 
-    thought_tokens: mean length of a thought. first_token_s: median time to the first token.
+    thought_tokens: mean length of a thought. first_token_s: median time to the first token. Errors
+    are clustered by problem.
     """
 
     n_replies: int
@@ -98,15 +127,18 @@ class Behaviour:
     language_switches: Estimate
     cut_replies: Estimate
     thought_tokens: Estimate
-    first_token_s: float
+    first_token_s: Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Median speed of decoding over replies that were one at a time."""
+    """Median speed at which a reply is decoded, over replies; its error is clustered by problem.
 
-    median_tokens_per_s: float
-    n_replies: int
+    at_once: how many replies were asked for at the same time, at most.
+    """
+
+    tokens_per_s: Estimate
+    at_once: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +155,40 @@ class Example:
 class TaskLoss:
     """Share of problems solved less the 16-bit file's, paired, with a 95 % interval.
 
-    n counts problems that both were asked.
+    n counts problems that both were asked; of fewer than MIN_CLUSTERS there is no interval.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A problem that the 16-bit file solved and this one did not, with both replies."""
+    """A problem that the 16-bit file solved and this one did not, with a reply of each.
+
+    n_solved, n_reference_solved: of n_replies that both made, seed by seed. With several the two
+    differ by more than one, which the luck of a single seed can do.
+    """
 
     question: str
     reference_reasoning: str
     reference_answer: str
     reasoning: str
     answer: str
+    n_solved: int = 0
+    n_reference_solved: int = 1
+    n_replies: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The noise of the path itself: what the same engine makes of the unquantized weights."""
+
+    name: str
+    sha256: str
+    divergence: Mapping[str, Divergence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +196,13 @@ class FileResult:
     """One file's row: its size, its divergence by part of the reply, its accuracy by task.
 
     sha256: of the file, or of the names and hashes of a folder's files, or of a server's address
-    and its model's name. nbytes, bits_per_weight: None for a server. task_loss, flips: against
-    the 16-bit file of the same report. elapsed_s: of measuring. kl_tail: shares of tokens, each
-    with the KL that they have at least. layers: None where the error by layer was not measured.
+    and its model's name. nbytes, bits_per_weight: None for a server. recipe: by which the file says
+    it was made, None where it says nothing. overall_accuracy: all kinds of task together. floor:
+    None for a 16-bit file itself, and where none of its engine was measured. task_loss,
+    thought_change, flips: against the 16-bit file that was asked the same problems; thought_change
+    is the mean thought's tokens less that file's, paired by problem, n counting problems.
+    elapsed_s: of measuring. kl_tail: shares of tokens, each with the KL that they have at least.
+    layers: None where the error by layer was not measured.
     """
 
     name: str
@@ -164,23 +216,19 @@ class FileResult:
     speed: Speed | None
     examples: tuple[Example, ...]
     elapsed_s: float
+    recipe: str | None = None
+    overall_accuracy: Accuracy | None = None
+    floor: Floor | None = None
     task_loss: TaskLoss | None = None
+    thought_change: Estimate | None = None
     flips: tuple[Flip, ...] = ()
     kl_tail: tuple[tuple[float, float], ...] = ()
     layers: LayerErrors | None = None
 
     @property
-    def overall_accuracy(self) -> Accuracy | None:
-        """All kinds of task together, None where no problem was asked."""
-        parts = self.accuracy.values()
-        if not any(one.n for one in parts):
-            return None
-        return Accuracy(
-            sum(one.n for one in parts),
-            sum(one.n_correct for one in parts),
-            sum(one.n_cut for one in parts),
-            sum(one.n_ungraded for one in parts),
-        )
+    def is_unquantized(self) -> bool:
+        """Whether it differs from the reference by the noise of the path alone."""
+        return (self.bits_per_weight or 0) >= UNQUANTIZED_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +236,8 @@ class Report:
     """All files of one run against one reference.
 
     model: the checkpoint's name. checkpoint_sha256, evaluation_sha256: of weights and text; None
-    where a server's replies are all that was looked at.
+    where a server's replies are all that was looked at. benchmarks: what was given as --task, with
+    the SHA-256 of files.
     """
 
     model: str
@@ -197,17 +246,39 @@ class Report:
     settings: EvaluationSettings
     environment: Mapping[str, str]
     files: tuple[FileResult, ...]
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
-def share_error(n_with: int, n: int) -> float:
-    """Standard error of a share, two observations with and two without added.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of replies, with the 95 % interval that belongs to its standard error."""
 
-    So that none or all is not taken for certainty.
+    estimate: Estimate
+    low: float
+    high: float
+
+
+def share_of(sample: Sample) -> Share | None:
+    """The share of replies with something, clustered by problem; None where there are no replies.
+
+    Two problems with and two without it are added, each of as many replies as there are to a
+    problem on average, so that none or all is not taken for certainty. With one reply to each
+    problem these are the error and interval of the source.
     Source: Agresti and Coull 1998, "Approximate is better than exact".
     """
-    share = (n_with + 2) / (n + 4)
-    return math.sqrt(share * (1 - share) / (n + 4))
+    if not sample.counts:
+        return None
+    counts = np.array(list(sample.counts.values()), dtype=np.float64)
+    sums = np.array([sample.sums[name] for name in sample.counts])
+    n, mean_count = float(counts.sum()), float(counts.mean())
+    total = n + 4 * mean_count
+    centre = float(sums.sum() + 2 * mean_count) / total
+    residuals = sums - centre * counts
+    added = 2 * mean_count**2 * (centre**2 + (1 - centre) ** 2)
+    error = math.sqrt(float(residuals @ residuals) + added) / total
+    estimate = Estimate(float(sums.sum()) / n, error, int(n))
+    return Share(estimate, max(0.0, centre - Z95 * error), min(1.0, centre + Z95 * error))
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from quant_eval.options import (
     BaseUrl,
     FileReference,
     Files,
+    Floors,
     MaxTokens,
     Needles,
     Problems,
@@ -46,6 +47,7 @@ def run(
     files: Files = None,
     *,
     reference: FileReference = None,
+    floor: Floors = None,
     base_url: BaseUrl = None,
     at_once: AtOnce = 8,
     smoke: Annotated[
@@ -79,6 +81,7 @@ def run(
     from convert.checkpoint import Checkpoint
     from quant_eval import pipeline
     from quant_eval.manifest import Manifest
+    from quant_eval.sizes import check_unquantized
     from qwq_local.hub import resolve_model
 
     hush_engines()
@@ -87,6 +90,10 @@ def run(
         raise UsageError("run: nothing to measure; give files, or a server with --base-url")
     if paths and reference is None:
         raise UsageError("run: files need the checkpoint they were made from; give --reference")
+    if floor and not paths:
+        raise UsageError("--floor: is for numbers that a server does not show; leave it out")
+    for each in floor or ():
+        check_unquantized(each)
     with ExitStack() as stack:
         checkpoint = None
         if reference is not None:
@@ -110,7 +117,7 @@ def run(
             paths,
             servers,
             Manifest(out),
-            pipeline.Ask(settings, text, states, tuple(tasks or ())),
+            pipeline.Ask(settings, text, states, tuple(tasks or ()), tuple(floor or ())),
             threads=threads,
             output=(stderr_console(quiet=quiet), as_json),
         )
@@ -146,16 +153,21 @@ def evaluate(
     measured: list[Measured] = []
     failures: list[QwqError] = []
     by_layer = {}
+    floors: list[Measured] = []
     with progress(console) as on_progress:
         if checkpoint is not None and paths:
             n_threads = pipeline.engine_threads(checkpoint, threads)
             measured, failures = pipeline.measure(
                 checkpoint, paths, manifest, ask, threads=n_threads, on_progress=on_progress
             )
+            floors, unknown = pipeline.measure_floors(
+                checkpoint, manifest, ask, threads=n_threads, on_progress=on_progress
+            )
+            failures = [*failures, *unknown]
             for one in measured:
                 assert one.path is not None
                 try:
-                    by_layer[one.name] = pipeline.errors_by_layer(
+                    by_layer[one.path] = pipeline.errors_by_layer(
                         checkpoint,
                         one.path,
                         manifest,
@@ -171,7 +183,7 @@ def evaluate(
     measured, failures = measured + replied, failures + unreached
     if measured:
         of_files = checkpoint if paths else None
-        report = pipeline.make_report(of_files, manifest, ask, measured, by_layer)
+        report = pipeline.make_report(of_files, manifest, ask, measured, by_layer, floors=floors)
         write_json(manifest.folder / "report.json", report)
         write_html(manifest.folder / "report.html", report)
         if as_json:

@@ -48,7 +48,8 @@ class Exam:
 
     states: None where servers alone are asked, of which no logits are known. conditions: a
     digest of all that results depend on beside the file, the text and the settings. prompt_tokens:
-    room for the longest prompt of a task or question. sampling: None takes the model's own.
+    room for the longest prompt of a task or question. questions: that nobody grades. sampling: None
+    takes the model's own.
     """
 
     tokens: EvaluationTokens
@@ -57,6 +58,7 @@ class Exam:
     settings: EvaluationSettings
     conditions: str
     prompt_tokens: int = PROMPT_TOKENS
+    questions: tuple[str, ...] = QUESTIONS
     sampling: Sampling | None = None
 
     @property
@@ -77,7 +79,9 @@ def rough_count(text: str) -> int:
     return max(1, len(text) // 4)
 
 
-SMOKE = EvaluationSettings(n_tokens=512, n_problems=1, task_seconds=5.0, max_tokens=256)
+SMOKE = EvaluationSettings(
+    n_tokens=512, n_problems=1, task_seconds=5.0, max_tokens=256, n_task_problems=1
+)
 """A little of everything."""
 
 

@@ -15,7 +15,7 @@ from convert.files import refuse_existing
 from quant_eval.options import (
     UNLIMITED_S,
     AsJson,
-    Floor,
+    Floors,
     MaxTokens,
     Needles,
     Out,
@@ -145,7 +145,7 @@ def baseline(
     files: Annotated[list[Path], typer.Argument(help="GGUF files and GPTQ folders found good.")],
     *,
     reference: ReferenceOption,
-    floor: Floor = None,
+    floor: Floors = None,
     save: Annotated[Path, typer.Option(help="The baseline's own file.")] = Path("baseline.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an older one.")] = False,
     states: States = None,
@@ -170,13 +170,13 @@ def baseline(
     """
     from quant_eval.baseline import make_entry, save_baseline, summarize_entry
     from quant_eval.manifest import Manifest
-    from quant_eval.measurement import find_floor
     from quant_eval.pipeline import Ask, make_report, text_alone
+    from quant_eval.rows import find_floor
     from quant_eval.sizes import check_unquantized
 
     refuse_existing(save, force=force)
-    if floor is not None:
-        check_unquantized(floor)
+    for each in floor or ():
+        check_unquantized(each)
     console = stderr_console(quiet=quiet)
     with _opened(reference) as (checkpoint, n_threads):
         settings = settings_for(
@@ -194,11 +194,13 @@ def baseline(
         ask = Ask(settings, text, states, tuple(tasks or ()))
         measured = _measured(checkpoint, files, out, ask, threads or n_threads, console)
         noise: list[Measured] = []
-        if floor is not None:
+        if floor:
             only_text = text_alone(ask)
-            noise = _measured(checkpoint, [floor], out, only_text, threads or n_threads, console)
-        exact = find_floor([*noise, *measured])
-        entries = [make_entry(one, checkpoint, threads=threads, floor=exact) for one in measured]
+            noise = _measured(checkpoint, floor, out, only_text, threads or n_threads, console)
+        entries = []
+        for one in measured:
+            exact = find_floor([*noise, *measured], one.engine)
+            entries.append(make_entry(one, checkpoint, threads=threads, floor=exact))
         save_baseline(save, make_report(checkpoint, Manifest(out), ask, measured), entries)
     summaries = [summarize_entry(entry) for entry in entries]
     if as_json:

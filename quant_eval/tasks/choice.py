@@ -42,6 +42,6 @@ def problem(rng: random.Random, level: float) -> Problem:
 
 
 def grade(problem: Problem, answer: str, _: Sequence[Mapping[str, Any]]) -> bool:
-    """The last `"answer": "X"` of the reply counts."""
-    found = re.findall(r'"answer"\s*:\s*"([A-Z])"', answer)
-    return bool(found) and found[-1] == problem.expected
+    """The last `"answer": "X"` of the reply counts, as well with "x", "(X)" or "X) its text"."""
+    found = re.findall(r"""["']answer["']\s*:\s*["']?\s*\(?([A-Za-z])\s*["').:,}]""", answer)
+    return bool(found) and found[-1].upper() == problem.expected

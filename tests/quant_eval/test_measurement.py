@@ -12,8 +12,9 @@ from convert.errors import QwqError
 from convert.gguf_export import export_gguf
 from quant_eval import suite
 from quant_eval.kept import Kept
-from quant_eval.measurement import Known, Measured, file_result, measure_file, solve
+from quant_eval.measurement import Known, Measured, measure_file, solve
 from quant_eval.results import Attempt, EvaluationSettings
+from quant_eval.rows import file_result
 from quant_eval.tasks import TASKS
 from qwq_local import QwQ
 from tests.fakes import FakeEngine

@@ -31,11 +31,13 @@ from quant_eval.report import (
 )
 from quant_eval.results import (
     Accuracy,
+    Attempt,
     Behaviour,
     EvaluationSettings,
     Example,
     FileResult,
     Flip,
+    Floor,
     Report,
     Speed,
     TaskLoss,
@@ -59,6 +61,17 @@ ROWS = (
 )
 
 
+def accuracy(n: int, n_correct: int, n_cut: int = 0) -> Accuracy:
+    """One reply to each of n problems."""
+    ends = ["length"] * n_cut + ["stop"] * (n - n_cut)
+    return Accuracy.of(
+        [
+            Attempt(str(i), "letters", "?", i < n_correct, "", "", end, (), 2, 1.0, 0.1, 9)
+            for i, end in enumerate(ends)
+        ]
+    )
+
+
 def divergence(kl: float, top1: float) -> Divergence:
     return Divergence(
         n_tokens=16_301,
@@ -66,13 +79,24 @@ def divergence(kl: float, top1: float) -> Divergence:
         perplexity=Estimate(1.213 + kl, 0.011, 16_301),
         reference_perplexity=Estimate(1.213, 0.011, 16_301),
         kl_nats=Estimate(kl, kl / 15, 16_301),
-        kl_median_nats=kl / 9,
-        kl_q99_nats=kl * 11,
-        kl_q999_nats=kl * 40,
+        kl_median_nats=Estimate(kl / 9, kl / 9 / 8, 16_301),
+        kl_q99_nats=Estimate(kl * 11, kl * 11 / 8, 16_301),
+        kl_q999_nats=Estimate(kl * 40, kl * 40 / 8, 16_301),
         top1_agreement=Estimate(top1, (1 - top1) / 12, 16_301),
         rms_change=Estimate(kl**0.5 / 4, kl / 20, 16_301),
         perplexity_ratio=Estimate(1 + kl, kl / 9, 16_301),
     )
+
+
+def floor_at(name: str, kl: float, top1: float) -> Floor:
+    parts = ("reply", "thought", "answer")
+    return Floor(name, "fe" * 32, {part: divergence(kl, top1) for part in parts})
+
+
+FLOORS = {
+    "llama.cpp": floor_at("nano-qwq-BF16.gguf", ROWS[0][3], ROWS[0][4]),
+    "transformers": floor_at("checkpoint", 3e-5, 0.9995),
+}
 
 
 def result(name: str, *row: float) -> FileResult:
@@ -84,9 +108,9 @@ def result(name: str, *row: float) -> FileResult:
         bits_per_weight=bits,
         engine="transformers" if name.startswith("gptq") else "llama.cpp",
         divergence={part: divergence(kl, top1) for part in ("reply", "thought", "answer")},
-        accuracy={kind: Accuracy(20, int(n_correct), 0) for kind in KINDS},
+        accuracy={kind: accuracy(20, int(n_correct)) for kind in KINDS},
         behaviour=None,
-        speed=Speed(speed, 140),
+        speed=Speed(Estimate(speed, speed / 90, 140)),
         examples=(
             Example(
                 "Which is larger, 9.9 or 9.11?",
@@ -96,6 +120,10 @@ def result(name: str, *row: float) -> FileResult:
             ),
         ),
         elapsed_s=17.2,
+        overall_accuracy=accuracy(7 * 20, 7 * int(n_correct)),
+        floor=None
+        if name == "BF16"
+        else FLOORS["transformers" if name.startswith("gptq") else "llama.cpp"],
     )
 
 
@@ -125,7 +153,7 @@ BEHAVIOUR = Behaviour(
     language_switches=Estimate(0.0, 0.01, 100),
     cut_replies=Estimate(0.25, 0.04, 100),
     thought_tokens=Estimate(81.25, 3.1, 100),
-    first_token_s=0.0312,
+    first_token_s=Estimate(0.0312, 0.0011, 100),
 )
 
 
@@ -133,6 +161,15 @@ BEHAVIOUR = Behaviour(
     ("changes", "words"),
     [
         ({}, "a: tasks not held against a 16-bit file; KL 9.7e-3 ±0.6e-3"),
+        ({"accuracy": {}}, "a: no tasks asked; KL 9.7e-3 ±0.6e-3"),
+        (
+            {"task_loss": TaskLoss(-0.2, None, None, 7)},
+            "a: too few problems for a verdict on tasks (7 of 8 needed); KL 9.7e-3 ±0.6e-3",
+        ),
+        (
+            {"bits_per_weight": 16.0, "divergence": {}},
+            "a: the 16-bit file that tasks are held against; KL not measured",
+        ),
         (
             {"task_loss": TaskLoss(-0.01, -0.05, 0.03, 112), "divergence": {}},
             (
@@ -150,7 +187,8 @@ BEHAVIOUR = Behaviour(
         (
             {
                 "task_loss": TaskLoss(0.0, -0.1, 0.1, 14),
-                "accuracy": {"letters": Accuracy(14, 0, 3)},
+                "accuracy": {"letters": accuracy(14, 0, 3)},
+                "overall_accuracy": accuracy(14, 0, 3),
             },
             "a: solves none of 14 problems, nor does the 16-bit file; KL 9.7e-3 ±0.6e-3",
         ),
@@ -162,11 +200,10 @@ BEHAVIOUR = Behaviour(
 )
 def test_the_summary_says_no_more_than_was_measured(changes: dict[str, Any], words: str) -> None:
     """Catches a loss that is within the noise, and a "no loss" where nothing was compared."""
-    file = replace(REPORT.files[4], name="a.gguf", **changes)
+    file = replace(REPORT.files[4], name="a.gguf", floor=None, **changes)
     assert summary_of(replace(REPORT, files=(file,))) == [words]
-    floor = replace(REPORT.files[0], name="b.gguf")
     if "KL 9" in words:
-        beside = summary_of(replace(REPORT, files=(floor, file)))[1]
+        (beside,) = summary_of(replace(REPORT, files=(replace(file, floor=FLOORS["llama.cpp"]),)))
         assert beside == words.replace("±0.6e-3", "±0.6e-3 (noise of the path 1.10e-7)")
 
 
@@ -186,7 +223,8 @@ def test_json_is_sorted_and_versioned(tmp_path: Path) -> None:
     write_json(tmp_path / "report.json", REPORT)
     text = (tmp_path / "report.json").read_text()
     data = json.loads(text)
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
+    assert data["files"][1]["floor"]["divergence"]["reply"]["kl_nats"]["value"] == 1.1e-7
     assert list(data) == sorted(data)
     assert len(data["files"]) == len(ROWS)
 
@@ -230,9 +268,9 @@ def test_ratios_are_percent_above_one() -> None:
 
 def test_accuracy_is_never_certain() -> None:
     """Catches an error of 0 where all or none of a few problems were solved."""
-    assert format_accuracy(Accuracy(16, 16, 0)) == ("100", "±7")
-    assert format_accuracy(Accuracy(16, 0, 0)) == ("0", "±7")
-    assert format_accuracy(Accuracy(96, 48, 0)) == ("50", "±5")
+    assert format_accuracy(accuracy(16, 16)) == ("100", "±7")
+    assert format_accuracy(accuracy(16, 0)) == ("0", "±7")
+    assert format_accuracy(accuracy(96, 48)) == ("50", "±5")
     assert format_accuracy(None) == ("", "")
 
 
@@ -250,43 +288,69 @@ def test_the_table_has_a_row_a_file() -> None:
         assert name in text
     assert "±0.6e-3" in text
     assert kinds_of(REPORT.files) == list(KINDS)
-    assert "n = 20 of each kind" in text
+    assert "n = 20 problems of each kind" in text
+    assert "tokens/s: median over 140 replies, decoded one at a time" in text
+    assert "±11" in text  # of BF16's tokens/s
 
 
 def test_the_floor_stands_beside_every_number(tmp_path: Path) -> None:
-    """Catches a number against the reference alone, and the 16-bit file held against itself."""
+    """Catches a number against the reference alone, and the 16-bit file held against itself.
+
+    And llama.cpp's noise beside what transformers computed.
+    """
     text = text_of(REPORT)
-    assert "noise of the path itself: in brackets, the same number of nano-qwq-BF16.gguf" in text
-    n_others = len(ROWS) - 1
+    words = "in brackets, the same number of nano-qwq-BF16.gguf (llama.cpp) and checkpoint"
+    assert f"noise of the path itself: {words} (transformers)" in text
+    n_gguf = len(ROWS) - 2
     for noise in ("(1.213)", "(1.10e-7)", "(99.99)"):  # perplexity, mean KL, top-1
-        assert text.count(noise) == n_others
+        assert text.count(noise) == n_gguf + (noise == "(1.213)")
+    assert text.count("(3.0e-5)") == 1
     write_html(tmp_path / "report.html", REPORT)
     page = (tmp_path / "report.html").read_text()
     table = page[page.index("<h2>Size") : page.index("<h2>Tasks")]
     whole, *parts = table.split("<table>")[1:]
-    floor = divergence(ROWS[0][3], ROWS[0][4])
-    for column in AGAINST_REFERENCE:
-        assert whole.count(f"<small>({column.format(floor)[0]})</small>") >= n_others
-    assert whole.count("<small>(") == len(AGAINST_REFERENCE) * n_others
+    for engine, n in (("llama.cpp", n_gguf), ("transformers", 1)):
+        floor = FLOORS[engine].divergence["reply"]
+        for column in AGAINST_REFERENCE:
+            assert whole.count(f"<small>({column.format(floor)[0]})</small>") >= n
+    assert whole.count("<small>(") == len(AGAINST_REFERENCE) * (n_gguf + 1)
     (by_part,) = parts
-    assert by_part.count("<small>(1.10e-7)</small>") == 2 * n_others  # thoughts and answers
-    assert page.count("noise of the path itself: in brackets") == 2
-    alone = replace(REPORT, files=REPORT.files[1:])
-    assert "(" not in text_of(alone).replace("KL(bf16", "")
-    assert "noise of the path itself: not known; measure the 16-bit file too" in text_of(alone)
+    assert by_part.count("<small>(1.10e-7)</small>") == 2 * n_gguf  # thoughts and answers
+    assert page.count("Noise of the path itself: in brackets") == 2
+    assert "<dt>checkpoint, noise of the path, SHA-256</dt>" in page
+
+
+def test_noise_that_was_not_measured_is_said_to_be_unknown(tmp_path: Path) -> None:
+    """Catches one engine's noise passed off as another's, and silence where there is none."""
+    bare = [replace(one, floor=None) for one in REPORT.files]
+    folder = "noise of the path itself (transformers): not known; give the checkpoint's folder"
+    file = "noise of the path itself (llama.cpp): not known; give the BF16 file"
+    whole = replace(REPORT, files=(*REPORT.files[:-1], bare[-1]))
+    assert f"of nano-qwq-BF16.gguf (llama.cpp); {folder}, as `qwq eval run --floor`" in words_of(
+        whole
+    )
+    assert "(1.10e-7)" not in text_of(whole).split("gptq-4bit")[1]
+    alone = replace(REPORT, files=tuple(bare[1:]))
+    assert file in words_of(alone)
+    assert folder in words_of(alone)
+    assert not re.search(r"\(\d", text_of(alone))
     write_html(tmp_path / "alone.html", alone)
     assert "<small>(" not in (tmp_path / "alone.html").read_text()
-    servers = replace(REPORT, files=(replace(REPORT.files[1], divergence={}),))
-    assert "noise of the path" not in text_of(servers)
+    servers = replace(REPORT, files=(replace(bare[1], divergence={}),))
+    assert "noise of the path" not in words_of(servers)
+
+
+def words_of(report: Report) -> str:
+    return " ".join(text_of(report).split())
 
 
 def test_columns_are_what_their_titles_say() -> None:
     """Catches one quantile under another's title."""
     found = replace(
         divergence(0.02, 0.9),
-        kl_median_nats=0.001,
-        kl_q99_nats=0.3,
-        kl_q999_nats=0.7,
+        kl_median_nats=Estimate(0.001, 0.0002, 9),
+        kl_q99_nats=Estimate(0.3, 0.02, 9),
+        kl_q999_nats=Estimate(0.7, None, 9),
         perplexity=Estimate(1.5, 0.01, 9),
         perplexity_ratio=Estimate(1.25, 0.01, 9),
         rms_change=Estimate(0.04, 0.002, 9),
@@ -296,8 +360,8 @@ def test_columns_are_what_their_titles_say() -> None:
         "perplexity": "1.500",
         "perplexity\nhigher by %": "25.0",
         "mean KL\nnats": "0.0200",
-        "median\nKL": "0.001",
-        "99 %\nKL": "0.3",
+        "median\nKL": "1.0e-3",
+        "99 %\nKL": "0.300",
         "99.9 %\nKL": "0.7",
         "RMS of\nchange": "4.00",
         "top-1\nagreement %": "90.00",
@@ -307,12 +371,12 @@ def test_columns_are_what_their_titles_say() -> None:
 def test_benchmarks_of_like_names_have_columns_of_their_own() -> None:
     """Catches a benchmark that hides another's share, and a limit of years on the page."""
     shares = {
-        "mathematics/built-in": Accuracy(20, 1, 0),
-        "code/built-in": Accuracy(20, 3, 0),
-        "code/livecodebench_v5": Accuracy(20, 5, 0),
-        "code/livecodebench_v6": Accuracy(20, 7, 0),
-        "mathematics/aime": Accuracy(20, 9, 0),
-        "choice/aime": Accuracy(20, 11, 0),
+        "mathematics/built-in": accuracy(20, 1),
+        "code/built-in": accuracy(20, 3),
+        "code/livecodebench_v5": accuracy(20, 5),
+        "code/livecodebench_v6": accuracy(20, 7),
+        "mathematics/aime": accuracy(20, 9),
+        "choice/aime": accuracy(20, 11),
     }
     report = replace(REPORT, files=(replace(REPORT.files[0], accuracy=shares),))
     (table,) = results_tables(report, width=1000)
@@ -354,7 +418,8 @@ def test_the_page_shows_parts_of_the_reply(tmp_path: Path) -> None:
     assert set(parts) - {"answer", "thought"} < set(POSITION_PARTS)
     found = {name: divergence(kl, 0.9) for name, kl in parts.items()}
     file = replace(REPORT.files[0], divergence={"reply": divergence(1.0, 0.5), **found})
-    write_html(tmp_path / "report.html", replace(REPORT, files=(file, REPORT.files[1])))
+    other = replace(REPORT.files[1], floor=Floor(file.name, file.sha256, file.divergence))
+    write_html(tmp_path / "report.html", replace(REPORT, files=(file, other)))
     page = (tmp_path / "report.html").read_text()
     rows = re.findall(r"<tr><th>([^<]*)</th><td>160</td>\n<td>([^<]*)<small>±", page)
     assert rows == [
@@ -376,6 +441,62 @@ def test_the_plot_is_an_svg_with_every_name() -> None:
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert kl_plot(REPORT) == svg
+
+
+def test_the_plot_tells_beaten_files_from_the_front() -> None:
+    """Catches a front through files that a smaller and closer one beats."""
+    rows = {"Q2_K": (2.0, 0.4), "Q4_K_S": (3.0, 0.01), "Q4_K_M": (3.1, 0.02), "Q8_0": (5.0, 1e-3)}
+    files = [
+        replace(
+            REPORT.files[1],
+            name=f"m-{name}.gguf",
+            nbytes=int(1e6 * size),
+            divergence={"reply": divergence(kl, 0.9)},
+        )
+        for name, (size, kl) in rows.items()
+    ]
+    drawn = kl_plot(replace(REPORT, files=tuple(files)))
+    assert drawn.count(">llama.cpp, beaten<") == drawn.count(">Pareto front<") == 1
+    front = max(re.findall(r'<path d="([^"]*)"[^>]*stroke-opacity: 0.4', drawn), key=len)
+    assert len(re.findall(r"[ML] ", front)) == 3
+    best = kl_plot(replace(REPORT, files=tuple(files[:2])))
+    assert "beaten" not in best
+    one = kl_plot(replace(REPORT, files=tuple(files[:1])))
+    assert "Pareto" not in one
+
+
+def test_the_page_says_how_it_was_measured(tmp_path: Path) -> None:
+    """Catches settings, tasks and recipes that numbers depend on and that no one is told."""
+    settings = replace(REPORT.settings, n_replies=4, reply_seed=9, needles=(8192,), seed=3)
+    busy = replace(
+        REPORT.files[2],
+        name="m at cluster",
+        speed=Speed(Estimate(55.0, 2.0, 140), at_once=32),
+        recipe="name = Q6_K",
+        behaviour=BEHAVIOUR,
+        thought_change=Estimate(4.2, 1.3, 16),
+        flips=(Flip("Asked", "R", "A", "r", "a", 1, 4, 4),),
+    )
+    report = replace(
+        REPORT, settings=settings, files=(REPORT.files[0], busy), benchmarks={"aime.csv": "99" * 32}
+    )
+    write_html(tmp_path / "report.html", report)
+    page = (tmp_path / "report.html").read_text()
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>(?:<pre>)?([^<]*)<", page))
+    assert facts["replies to a problem"] == "4"
+    assert facts["seed"] == "3"
+    assert facts["seed of sampling"] == "9"
+    assert facts["needles"] == "in 8192 tokens"
+    assert facts["task aime.csv"] == "99" * 32
+    assert facts["m at cluster, recipe"] == "name = Q6_K"
+    speeds = "okens/s: median over 140 replies, decoded one at a time; of m at cluster 32 at a time"
+    assert f"T{speeds}." in page
+    assert f"t{speeds}" in words_of(report)
+    assert "<td>+4.2<small>±1.3</small><small>n=16</small></td>" in page
+    assert "16 bits, solved in 4 of 4 replies" in page
+    assert "m at cluster, solved in 1 of 4 replies" in page
+    assert "each with up to 4 replies" in " ".join(page.split())
+    assert "4 replies each" in words_of(report)
 
 
 def layers_of(error: float) -> LayerErrors:
@@ -457,7 +578,7 @@ def test_the_page_tells_what_was_said_and_where(tmp_path: Path) -> None:
     file = replace(
         REPORT.files[3],
         sha256="12" * 32,
-        accuracy={"letters": Accuracy(17, 4, 3)},
+        accuracy={"letters": accuracy(17, 4, 3)},
         examples=(Example("The question", "The thought", "The answer", "length"),),
         flips=(Flip("Asked", "Right thought", "Right answer", "Wrong thought", "Wrong answer"),),
     )
@@ -479,7 +600,7 @@ def test_the_page_tells_what_was_said_and_where(tmp_path: Path) -> None:
     assert replies.count("(cut)") == 1
     assert replies.index("The thought") < replies.index("The answer") < replies.index("(cut)")
     assert 'title="4 of 17, 3 replies cut"' in page
-    assert "24<small>±10 n=17</small>" in page
+    assert "24<small>9 to 48</small><small>n=17</small>" in page
     where = page[page.index("<h2>Where") :]
     facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", where))
     assert facts["checkpoint, SHA-256"] == "cd" * 32
@@ -490,7 +611,7 @@ def test_the_page_tells_what_was_said_and_where(tmp_path: Path) -> None:
     assert facts["scored tokens"] == "at most 16384"
     assert "16,301 tokens of 160 conversations" in page
     assert "has a perplexity of 1.213" in page
-    assert "<td>1320</td>" in page
+    assert "<td>1320<small>±15</small></td>" in page
 
 
 def test_the_page_escapes_what_models_write(tmp_path: Path) -> None:

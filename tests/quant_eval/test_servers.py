@@ -17,12 +17,13 @@ from convert.gguf_export import export_gguf
 from quant_eval.behaviour import summarize_behaviour
 from quant_eval.kept import Kept
 from quant_eval.manifest import Manifest
-from quant_eval.measurement import Known, file_result, measure_server, solve
+from quant_eval.measurement import Known, measure_server, solve
 from quant_eval.nano import CHECKPOINT
 from quant_eval.options import UNLIMITED_S
 from quant_eval.pipeline import Ask, Server, make_report, measure_servers
 from quant_eval.report import caption_of, summary_of, write_html
 from quant_eval.results import EvaluationSettings, Report
+from quant_eval.rows import file_result
 from quant_eval.suite import QUESTIONS, Exam, choose_problems, longest_prompt, rough_count
 from quant_eval.tasks import TASKS
 from qwq_local import QwQ

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 
+from quant_eval import benchmarks
 from quant_eval.nano.accuracy import tool_calls
 from quant_eval.nano.corpus import CALIBRATION, EVALUATION, shipped_sets, training_problems
 from quant_eval.tasks import TASKS, Problem, grade, held_out
@@ -123,3 +125,27 @@ def test_the_shipped_sets_are_disjoint() -> None:
 def test_what_is_no_call_is_not_counted(answer: str) -> None:
     """Catches a parser that fails on broken calls or invents some."""
     assert tool_calls(answer) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_right"),
+    [
+        ('{"answer": "C"}', True),
+        ('{"answer": "c"}', True),
+        ('"answer": "C) 41"', True),
+        ('{"answer":"(C)"}', True),
+        ('{"answer": "C."}', True),
+        ('{"answer": C}', True),
+        ("{'answer': 'C'}", True),
+        ('{"answer": "B"}', False),
+        ('{"answer": "C"} or rather {"answer": "D) 42"}', False),
+        ('{"answer": "Cats"}', False),
+        ('{"answer": "41"}', False),
+        ("C", False),
+    ],
+)
+def test_a_choice_is_its_leading_letter(answer: str, is_right: bool) -> None:
+    """Catches a right letter that fails for its case or the text behind it, and words."""
+    problem = next(one for one in problems("choice") if one.expected == "C")
+    assert grade(problem, answer) is is_right
+    assert benchmarks.grade(replace(problem, kind="choice/gpqa"), answer) is is_right
