@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from convert.calibration import Passage
     from convert.checkpoint import Checkpoint
     from convert.gptq import GptqSettings
     from convert.gptq_export import GptqPlan, GptqResult
@@ -87,7 +88,6 @@ def gptq_command(
     from convert.gptq import OTHER_DAMPS, GptqSettings
     from convert.gptq_export import export_gptq, plan_gptq
     from convert.layer_stream import find_device
-    from convert.passages import built_in_passages, load_passages
 
     settings = GptqSettings(
         bits=bits,
@@ -105,7 +105,7 @@ def gptq_command(
         if not dry_run:
             refuse_existing(target, force=force)
             check_disk_space(target, plan.nbytes)
-        passages = load_passages(calibration) if calibration else built_in_passages()
+        passages = _load(calibration, opened.model.vocab_size)
         if dry_run and as_json:
             typer.echo(json.dumps(_plan_document(plan, target), indent=2))
             return
@@ -153,6 +153,12 @@ def gptq_command(
     typer.echo(
         json.dumps(_result_document(result, elapsed_s), indent=2) if as_json else result.path
     )
+
+
+def _load(path: Path | None, vocab_size: int) -> list[Passage]:
+    from convert.passages import built_in_passages, load_passages
+
+    return load_passages(path) if path else built_in_passages(vocab_size)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from convert.gptq import GptqSettings, dequantize, quantize_matrix
 from convert.gptq_export import export_gptq
 from convert.gptq_folder import check_gptq, open_gptq
 from convert.gptq_format import packed_arrays
-from convert.passages import built_in_passages
+from convert.passages import SMALL_VOCABULARY, built_in_passages
 from convert.verify_cli import app
 from tests import gptq_cases
 from tests.synthetic import write_checkpoint
@@ -38,7 +38,7 @@ def folder(source: Path) -> Path:
             checkpoint,
             out,
             settings=GptqSettings(clip_steps=0),
-            calibration=built_in_passages(),
+            calibration=built_in_passages(SMALL_VOCABULARY - 1),
             n_tokens=600,
         )
     return out

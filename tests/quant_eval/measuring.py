@@ -1,9 +1,10 @@
 """What several tests of measurements share: small exams, and models that say what they are told."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from convert.calibration import Conversation
+from convert.calibration import Passage
 from convert.checkpoint import Checkpoint
 from quant_eval import suite
 from quant_eval.reference import Reference
@@ -39,9 +40,9 @@ def problems_alone(
 
 
 def text_alone(
-    checkpoint: Checkpoint, conversations: list[Conversation], settings: EvaluationSettings
+    checkpoint: Checkpoint, text: Sequence[Passage], settings: EvaluationSettings
 ) -> suite.Exam:
     """An exam without problems."""
-    tokens = suite.tokenize_text(checkpoint, conversations, settings.n_tokens)
+    tokens = suite.tokenize_text(checkpoint, text, settings.n_tokens)
     reference = suite.make_reference(checkpoint, tokens, on_progress=no_progress)
     return suite.Exam(tokens, reference, (), settings, "these")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from convert.calibration import load_conversations
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.gguf_export import export_gguf
@@ -133,8 +134,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exam(folder: Path) -> Iterator[suite.Exam]:
-    conversations, _ = suite.read_evaluation_text(None)
-    short = sorted(conversations, key=lambda one: len(one.reasoning))[:3]
+    short = sorted(load_conversations(suite.EVALUATION_TEXT), key=lambda one: len(one.reasoning))[
+        :3
+    ]
     settings = replace(SETTINGS, max_tokens=4)
     with Checkpoint.open(folder) as checkpoint:
         yield text_alone(checkpoint, short, settings)
