@@ -37,7 +37,7 @@ class Conversation:
     @property
     def digest(self) -> str:
         """SHA-256 of what is rendered; two sets are disjoint where they share no digest."""
-        record = [self.messages, self.tools, self.reasoning, self.answer]
+        record: list[object] = [self.messages, self.tools, self.reasoning, self.answer]
         record += [True] if self.is_cut else []
         text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_SEQUENCE_LENGTH = 2048
 BATCH_TOKENS = 2048
-PIECE_CHARACTERS = 6000  # some 1,500 tokens of English, 4,000 of Chinese
+PIECE_CHARACTERS = 4000  # some 1,000 tokens of English, 2,500 of Chinese
 HELD_OUT_EVERY = 8
 """Of the sequences that Hessians are made of, every eighth is held out to judge them by."""
 

@@ -257,10 +257,10 @@ def connections(rng: random.Random, size: int) -> Worked:
         "A later train onward could be faster and overtake, so for each change I took the earliest "
         "arrival and not merely the first departure."
     ).turn("close")
-    _, a, b = min(found)
+    _, leg, onward_leg = min(found)
     explanation = (
-        f"Take the {_clock(a[0])} to {a[2]} (arrives {_clock(a[1])}) and change to the "
-        f"{_clock(b[0])}, which is in {end} at {_clock(b[1])}."
+        f"Take the {_clock(leg[0])} to {leg[2]} (arrives {_clock(leg[1])}) and change to the "
+        f"{_clock(onward_leg[0])}, which is in {end} at {_clock(onward_leg[1])}."
     )
     others = {_clock(one[0]) for one in found} | {_clock(arrival + k) for k in (5, 12, 20)}
     near = tuple(sorted(others - {_clock(arrival)}))

@@ -191,8 +191,8 @@ def sudoku(text: str) -> str:
 
 
 def ordering(text: str) -> str:
-    clues = re.findall(r"^- (.*)\.$", text, re.MULTILINE)
-    people = sorted(set(re.findall(r"\b[A-Z][a-z]+", text.split(" (")[0])))
+    clues: list[str] = re.findall(r"^- (.*)\.$", text, re.MULTILINE)
+    people: list[str] = sorted(set(re.findall(r"\b[A-Z][a-z]+", text.split(" (")[0])))
     asked = int(re.findall(r"place (\d+)\?", text)[-1])
     fitting = []
     for order in itertools.permutations(people):
