@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.quantizers import REASONING, WORK, compare_memory, gptqmodel, llama_cpp, qwq
-from convert.calibration import TokenizedConversation, load_tokenizer, tokenize_conversation
+from convert.calibration import TokenizedConversation, load_tokenizer, tokenize_passage
 from convert.checkpoint import Checkpoint
 from convert.decode import decode_rows
 from convert.errors import QwqError
@@ -54,7 +54,7 @@ class Judge:
 
         tokenizer = load_tokenizer(source)
         conversations = read_evaluation_text(text)[0][:n_passages]
-        self._passages = [tokenize_conversation(one, tokenizer) for one in conversations]
+        self._passages = [tokenize_passage(one, tokenizer) for one in conversations]
         self._model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
         self._original = {name: value.clone() for name, value in self._model.state_dict().items()}
         with torch.inference_mode():

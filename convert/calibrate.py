@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.calibration import (
-    Conversation,
     Passage,
     TokenBatch,
     load_tokenizer,
     set_digest,
     take_tokens,
     token_batches,
-    tokenize_conversation,
+    tokenize_passage,
 )
 from convert.checkpoint import Checkpoint, Float32Array, read_json_object
 from convert.errors import NumericalError, QwqError, UsageError
@@ -200,7 +199,7 @@ def plan_calibration(
     *,
     passages: Sequence[Passage],
     settings: CalibrationSettings,
-    evaluation: Sequence[Conversation] = (),
+    evaluation: Sequence[Passage] = (),
 ) -> CalibrationPlan:
     """Tokenize the passages and say what will be done; raises QwqError for text that is unfit.
 
@@ -292,12 +291,12 @@ def _parts(sequences: Sequence[Sequence[int]], settings: CalibrationSettings) ->
 
 
 def _evaluation_part(
-    checkpoint: Checkpoint, evaluation: Sequence[Conversation], settings: CalibrationSettings
+    checkpoint: Checkpoint, evaluation: Sequence[Passage], settings: CalibrationSettings
 ) -> _Part:
     if not evaluation:
         return _Part([], counted=False)
     tokenizer = load_tokenizer(checkpoint.path)
-    sequences = [tokenize_conversation(one, tokenizer).ids for one in evaluation]
+    sequences = [tokenize_passage(one, tokenizer).ids for one in evaluation]
     return _Part(token_batches(sequences, batch_tokens=settings.batch_tokens), counted=False)
 
 

@@ -70,7 +70,13 @@ def calibrate(
         ),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Use this many tokens (default: all of the text).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Use this many tokens; the time grows with them (default: all of --text, and "
+            "262144 of the built-in conversations).",
+            show_default=False,
+        ),
     ] = None,
     hessians: Annotated[
         bool, typer.Option("--hessians", help="Keep whole Hessians too, for --rounding gptq.")
@@ -88,8 +94,8 @@ def calibrate(
     evaluation: Annotated[
         Path | None,
         typer.Option(
-            help="JSON Lines of conversations that ride along: their final hidden states are kept "
-            "for `qwq eval reference --calibration`.",
+            help="Conversations or text that ride along: their final hidden states are kept for "
+            "`qwq eval reference --calibration`.",
             show_default=False,
         ),
     ] = None,
@@ -116,15 +122,14 @@ def calibrate(
 
     from convert.calibrate import CalibrationSettings, describe, plan_calibration
     from convert.calibrate import calibrate as run
-    from convert.calibration import load_conversations
     from convert.checkpoint import Checkpoint
     from convert.files import refuse_existing
     from convert.layer_stream import find_device
-    from convert.passages import load_all_passages
+    from convert.passages import BUILT_IN_TOKENS, load_all_passages, load_pieces
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     settings = CalibrationSettings(
-        n_tokens=tokens,
+        n_tokens=tokens if tokens or text else BUILT_IN_TOKENS,
         hessians=hessians,
         n_hessian_tokens=hessian_tokens,
         sensitivities=sensitivities,
@@ -135,7 +140,7 @@ def calibrate(
         target = out or Path("models") / opened.name / "calibration"
         if not dry_run:
             refuse_existing(target, force=force)
-        passages = load_all_passages(text)
+        passages = load_all_passages(text, opened.model.vocab_size)
         if self_generated and not dry_run:
             kept = target.with_name(f"{target.name}.self-generated.jsonl")
             passages = _self_generated(passages, self_generated, kept, console, context.obj, model)
@@ -144,7 +149,7 @@ def calibrate(
             target,
             passages=passages,
             settings=settings,
-            evaluation=[] if evaluation is None else load_conversations(evaluation),
+            evaluation=[] if evaluation is None else load_pieces(evaluation),
         )
         document = describe(plan.result) | {"path": str(target), "disk_nbytes": plan.disk_nbytes}
         if dry_run and as_json:
@@ -203,10 +208,12 @@ def _self_generated(
                 "messages": one.messages,
                 "reasoning": one.reasoning,
                 "answer": one.answer,
+                **({"is_cut": True} if one.is_cut else {}),
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
-            console.print(f"self-generated: {len(done)} of {n}")
+            cut = " (cut: it did not come to an end)" if one.is_cut else ""
+            console.print(f"self-generated: {len(done)} of {n}{cut}")
     replies = dict(zip(places, done, strict=False))
     return [replies.get(i, one) for i, one in enumerate(passages)]
 

@@ -22,18 +22,23 @@ TURN_END = "<|im_end|>"
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One prompt in OpenAI's form with the reply to it, thought and answer apart."""
+    """One prompt in OpenAI's form with the reply to it, thought and answer apart.
+
+    is_cut: the reply ends in the middle, in the thought where there is no answer.
+    """
 
     kind: str
     messages: tuple[dict[str, Any], ...]
     reasoning: str
     answer: str
     tools: tuple[dict[str, Any], ...] | None = None
+    is_cut: bool = False
 
     @property
     def digest(self) -> str:
         """SHA-256 of what is rendered; two sets are disjoint where they share no digest."""
-        record = [self.messages, self.tools, self.reasoning, self.answer]
+        record: list[object] = [self.messages, self.tools, self.reasoning, self.answer]
+        record += [True] if self.is_cut else []
         text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -43,6 +48,10 @@ class PlainText:
     """Text that the model reads as it is, without a template."""
 
     text: str
+
+    @property
+    def kind(self) -> str:
+        return "text"
 
     @property
     def digest(self) -> str:
@@ -57,12 +66,13 @@ class TokenizedConversation:
     """Prompt and reply as token ids.
 
     n_prompt: index of the first reply token. answer_start: index of the first token after the
-    thought's closing tag. stop: one past the token that ends the reply.
+    thought's closing tag; None for plain text, which is all reply behind its first token. stop: one
+    past the token that ends the reply.
     """
 
     ids: tuple[int, ...]
     n_prompt: int
-    answer_start: int
+    answer_start: int | None
     stop: int
 
 
@@ -148,12 +158,13 @@ def tokenize_conversation(
     )
     assert isinstance(prompt, str)
     opening = "" if prompt.endswith(THINK_OPENING) else THINK_OPENING
-    parts = (
-        prompt,
-        opening + conversation.reasoning + THINK_CLOSING,
-        "\n\n" + conversation.answer + TURN_END,
-        "\n",
-    )
+    thought = opening + conversation.reasoning
+    if not conversation.is_cut:
+        parts = (prompt, thought + THINK_CLOSING, f"\n\n{conversation.answer}{TURN_END}", "\n")
+    elif conversation.answer:
+        parts = (prompt, thought + THINK_CLOSING, f"\n\n{conversation.answer}", "")
+    else:
+        parts = (prompt, thought, "", "")
     ids: list[int] = []
     starts: list[int] = []
     for part in parts:
@@ -162,6 +173,14 @@ def tokenize_conversation(
     return TokenizedConversation(
         tuple(ids), n_prompt=starts[1], answer_start=starts[2], stop=starts[3]
     )
+
+
+def tokenize_passage(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> TokenizedConversation:
+    """The same for any passage; plain text is scored from its second token on."""
+    if not isinstance(passage, PlainText):
+        return tokenize_conversation(passage, tokenizer)
+    ids = tokenizer.encode(passage.text, add_special_tokens=False)
+    return TokenizedConversation(tuple(ids), n_prompt=1, answer_start=None, stop=len(ids))
 
 
 def take_tokens(
@@ -239,4 +258,5 @@ def parse_conversation(record: object, source: str) -> Conversation:
         reasoning=reasoning,
         answer=answer,
         tools=tuple(tools) if tools else None,
+        is_cut=record.get("is_cut") is True,
     )

@@ -115,7 +115,7 @@ def gptq_command(
         plan = plan_gptq(opened, settings)
         if not dry_run:
             refuse_existing(target, force=force)
-        passages = load_all_passages(text)
+        passages = load_all_passages(text, opened.model.vocab_size)
         if dry_run and as_json:
             typer.echo(json.dumps(_plan_document(plan, target), indent=2))
             return

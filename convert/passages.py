@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.resources import as_file, files
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,32 +18,51 @@ from convert.calibration import (
     parse_conversation,
     read_json_lines,
     take_tokens,
-    tokenize_conversation,
+    tokenize_passage,
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, QwqError
+from convert.texts import TURNS, conversations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_SEQUENCE_LENGTH = 2048
 BATCH_TOKENS = 2048
+PIECE_CHARACTERS = 4000  # some 1,000 tokens of English, 2,500 of Chinese
 HELD_OUT_EVERY = 8
 """Of the sequences that Hessians are made of, every eighth is held out to judge them by."""
 
 
-def built_in_passages() -> list[Passage]:
-    """The sets that come with the package, evenly mixed, so that any first part has of both.
+SMALL_VOCABULARY = 4096
+N_GENERATED = 370
+GENERATED_SIZES = (1, 2, 3, 2, 4, 1, 3, 2, 5, 1, 3)
+BUILT_IN_TOKENS = 128 * MAX_SEQUENCE_LENGTH
+"""What the built-in text holds at least in the tokens of Qwen's models."""
 
-    nano-qwq's kinds of problems; and mathematics, code, choice, tools, prose, several languages.
+
+def built_in_passages(vocab_size: int) -> list[Passage]:
+    """The text that comes with the package, evenly mixed, so that any first part has all kinds.
+
+    Long thoughts on mathematics, code, puzzles, tools, prose and more, in several languages. For a
+    vocabulary below SMALL_VOCABULARY, whose model has learnt little else, nano-qwq's kinds of
+    problems with some general ones among them.
     """
-    return _mixed(*(_built_in(name) for name in ("calibration.jsonl", "general.jsonl")))
+    if vocab_size < SMALL_VOCABULARY:
+        return _mixed(_built_in("calibration.jsonl"), _built_in("general.jsonl"))
+    return _mixed(_built_in("general.jsonl"), _generated())
 
 
-def load_all_passages(paths: Sequence[Path] | None) -> list[Passage]:
+@cache
+def _generated() -> tuple[Conversation, ...]:
+    every = conversations("calibration", seed=0, sizes=GENERATED_SIZES, turns=TURNS)
+    return tuple(islice(every, N_GENERATED))
+
+
+def load_all_passages(paths: Sequence[Path] | None, vocab_size: int) -> list[Passage]:
     """The passages of all files, one after the other; without any, the built-in ones."""
     if not paths:
-        return built_in_passages()
+        return built_in_passages(vocab_size)
     return [passage for path in paths for passage in load_passages(path)]
 
 
@@ -67,12 +88,34 @@ def load_passages(path: Path) -> list[Passage]:
     return passages
 
 
+def load_pieces(path: Path) -> list[Passage]:
+    """The same for text to score: plain text in pieces of up to PIECE_CHARACTERS.
+
+    Each piece is a passage of its own and ends with a line, or with a word where lines are longer.
+    """
+    return [piece for passage in load_passages(path) for piece in _pieces(passage)]
+
+
+def _pieces(passage: Passage) -> Iterator[Passage]:
+    if not isinstance(passage, PlainText):
+        yield passage
+        return
+    rest = passage.text.strip()
+    while len(rest) > PIECE_CHARACTERS:
+        cuts = (rest.rfind(mark, 0, PIECE_CHARACTERS) for mark in ("\n", " "))
+        cut = next((at for at in cuts if at > PIECE_CHARACTERS // 2), PIECE_CHARACTERS)
+        yield PlainText(rest[:cut].rstrip())
+        rest = rest[cut:].lstrip()
+    yield PlainText(rest)
+
+
 def calibration_sequences(
     checkpoint: Checkpoint, passages: Sequence[Passage], *, n_tokens: int | None
 ) -> list[Sequence[int]]:
     """The first passages that hold n_tokens (None: all), each at most MAX_SEQUENCE_LENGTH long.
 
-    Conversations are rendered by the checkpoint's own template and cut; plain text is split.
+    Conversations are rendered by the checkpoint's own template. What is longer is split, and each
+    further piece continues where the one before it ended.
     Raises CheckpointError for a tokenizer that does not belong to the weights.
     """
     tokenizer = load_tokenizer(checkpoint.path)
@@ -99,10 +142,7 @@ def _mixed(*sets: Sequence[Passage]) -> list[Passage]:
 
 
 def _sequences(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sequence[int]]:
-    if not isinstance(passage, PlainText):
-        yield tokenize_conversation(passage, tokenizer).ids
-        return
-    ids = tokenizer.encode(passage.text, add_special_tokens=False)
+    ids = tokenize_passage(passage, tokenizer).ids
     for start in range(0, len(ids), MAX_SEQUENCE_LENGTH):
         yield ids[start : start + MAX_SEQUENCE_LENGTH]
 

@@ -39,15 +39,16 @@ class Estimate:
 class TokenScores:
     """What is kept of one passage's scored tokens, an entry each.
 
-    kl_nats, nll_nats, reference_nll_nats: (n,) float64. same_top, is_answer: (n,) bool.
-    first_position: how many tokens stand before the first one.
+    kl_nats, nll_nats, reference_nll_nats: (n,) float64. same_top, is_answer: (n,) bool; is_answer
+    is None for plain text, which has no thought either. first_position: how many tokens stand
+    before the first one.
     """
 
     kl_nats: Floats
     nll_nats: Floats
     reference_nll_nats: Floats
     same_top: Mask
-    is_answer: Mask
+    is_answer: Mask | None
     first_position: int
 
     @property
@@ -55,6 +56,18 @@ class TokenScores:
         """Of the probability of the token that the text has, from the reference to the model."""
         change: Floats = np.exp(-self.nll_nats) - np.exp(-self.reference_nll_nats)
         return change * change
+
+    @property
+    def in_thought(self) -> Mask:
+        return self._of_no_part if self.is_answer is None else ~self.is_answer
+
+    @property
+    def in_answer(self) -> Mask:
+        return self._of_no_part if self.is_answer is None else self.is_answer
+
+    @property
+    def _of_no_part(self) -> Mask:
+        return np.zeros(len(self.kl_nats), dtype=np.bool_)
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -133,7 +146,9 @@ def score_passage(
         nll_nats=nll,
         reference_nll_nats=reference_nll,
         same_top=same_top,
-        is_answer=np.arange(passage.n_prompt, passage.stop) >= passage.answer_start,
+        is_answer=None
+        if passage.answer_start is None
+        else np.arange(passage.n_prompt, passage.stop) >= passage.answer_start,
         first_position=passage.n_prompt,
     )
 
@@ -178,8 +193,8 @@ def summarize(scores: Sequence[TokenScores], kinds: Sequence[str] = ()) -> dict[
     """
     parts: dict[str, list[Mask]] = {
         "reply": [np.ones(len(one.kl_nats), dtype=np.bool_) for one in scores],
-        "thought": [~one.is_answer for one in scores],
-        "answer": [one.is_answer for one in scores],
+        "thought": [one.in_thought for one in scores],
+        "answer": [one.in_answer for one in scores],
     }
     for name, (start, stop) in POSITION_PARTS.items():
         parts[name] = [

@@ -84,7 +84,7 @@ def _table(name: str, errors: "LayerErrors") -> "Table":
         title=f"{name}: error of the hidden states, % of their size",
         caption="so far: behind this layer, all up to here from the file, ± one standard error; "
         "added: this layer alone; then one linear alone\n"
-        f"{errors.n_tokens:,} tokens of {errors.n_passages} conversations; output: of the logits, "
+        f"{errors.n_tokens:,} tokens of {errors.n_passages} passages; output: of the logits, "
         "by the output matrix alone",
         box=box.SIMPLE_HEAD,
         padding=0,

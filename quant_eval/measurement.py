@@ -192,7 +192,7 @@ def _scores_from_json(data: Mapping[str, Any]) -> TokenScores:
         nll_nats=np.array(data["nll_nats"], dtype=np.float64),
         reference_nll_nats=np.array(data["reference_nll_nats"], dtype=np.float64),
         same_top=np.array(data["same_top"], dtype=np.bool_),
-        is_answer=np.array(data["is_answer"], dtype=np.bool_),
+        is_answer=np.array(data["is_answer"], dtype=np.bool_) if "is_answer" in data else None,
         first_position=data["first_position"],
     )
 

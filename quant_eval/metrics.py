@@ -135,8 +135,8 @@ def _all_samples(measured: Measured, tails: Mapping[str, float]) -> Iterator[tup
     scores = measured.scores
     per_token: dict[str, dict[str, NDArray[Any]]] = {
         "kl": {name: one.kl_nats for name, one in scores.items()},
-        "kl_thought": {name: one.kl_nats[~one.is_answer] for name, one in scores.items()},
-        "kl_answer": {name: one.kl_nats[one.is_answer] for name, one in scores.items()},
+        "kl_thought": {name: one.kl_nats[one.in_thought] for name, one in scores.items()},
+        "kl_answer": {name: one.kl_nats[one.in_answer] for name, one in scores.items()},
         "nll": {name: one.nll_nats for name, one in scores.items()},
         "top1": {name: one.same_top for name, one in scores.items()},
         "squared_change": {name: one.squared_change for name, one in scores.items()},

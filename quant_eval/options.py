@@ -22,7 +22,8 @@ BENCHMARK_MAX_TOKENS = 32_768
 Text = Annotated[
     Path | None,
     typer.Option(
-        help="JSON Lines of conversations to score (default: built in).",
+        help="What to score: JSON Lines or Parquet of conversations or texts, or a plain text "
+        "(default: built in).",
         rich_help_panel=_EVALUATION,
     ),
 ]

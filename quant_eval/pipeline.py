@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.calibration import (
-    Conversation,
     Passage,
     load_conversations,
     load_tokenizer,
@@ -190,7 +189,7 @@ def calibration_passages(checkpoint: Checkpoint) -> Sequence[Passage]:
     """nano-qwq knows its own kinds of problem only; other models get all that is built in."""
     if model_name(checkpoint) == "nano-qwq":
         return load_conversations(CALIBRATION)
-    return built_in_passages()
+    return built_in_passages(checkpoint.model.vocab_size)
 
 
 def _origin(checkpoint: Checkpoint, type_name: str, manifest: Manifest) -> str:
@@ -435,7 +434,7 @@ def bind(checkpoint: Checkpoint, manifest: Manifest, text: Path | None, n_tokens
     return Binding(manifest.model_sha256(checkpoint.path), evaluation_sha256, n_tokens)
 
 
-def evaluation_text(checkpoint: Checkpoint, path: Path | None) -> tuple[list[Conversation], str]:
+def evaluation_text(checkpoint: Checkpoint, path: Path | None) -> tuple[list[Passage], str]:
     """What is scored, and its digest: nano-qwq knows its own kinds of problem only."""
     from quant_eval.suite import read_evaluation_text
 

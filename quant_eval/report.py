@@ -220,7 +220,7 @@ def caption_of(report: Report) -> str:
     for file in report.files[:1]:
         if reply := file.divergence.get("reply"):
             parts.append(
-                f"{reply.n_tokens:,} tokens of {reply.n_passages} conversations, perplexity of "
+                f"{reply.n_tokens:,} tokens of {reply.n_passages} passages, perplexity of "
                 f"the reference {reply.reference_perplexity.value:.4g}"
             )
     if noise := _noise_words(report):

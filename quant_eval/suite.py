@@ -3,19 +3,24 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import cache
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from convert.calibration import (
     Conversation,
+    Passage,
     load_conversations,
     load_tokenizer,
     set_digest,
-    tokenize_conversation,
+    tokenize_passage,
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.layer_work import LayerWork
+from convert.passages import load_pieces
+from convert.texts import MAKERS
+from convert.texts import conversations as made_conversations
 from quant_eval.benchmarks.generated import GENERATED, generated_problems
 from quant_eval.benchmarks.loading import load_problems
 from quant_eval.benchmarks.needles import needle_problems
@@ -28,6 +33,9 @@ from qwq_local import QwQ, Sampling
 
 EVALUATION_TEXT = Path(__file__).parent / "data" / "evaluation.jsonl"
 GENERAL_TEXT = EVALUATION_TEXT.with_name("general.jsonl")
+GENERATED_SEED = 1
+GENERATED_SIZES = (2, 1, 3, 1, 2, 1, 4)
+GENERATED_TURNS = 9
 QUESTIONS = (
     "Which is larger, 9.9 or 9.11?",
     'How many r\'s are in the word "strawberry"?',
@@ -95,25 +103,33 @@ def default_settings(*, is_small: bool) -> EvaluationSettings:
     return EvaluationSettings(n_tokens=2048, n_problems=0, max_tokens=256)
 
 
-def read_evaluation_text(
-    path: Path | None, *, general: bool = False
-) -> tuple[list[Conversation], str]:
-    """The conversations to score, the built-in ones where no path is given, and their digest.
+def read_evaluation_text(path: Path | None, *, general: bool = False) -> tuple[list[Passage], str]:
+    """The passages to score, the built-in ones where no path is given, and their digest.
 
     They come with the kinds taking turns, so that the first of them are of all kinds. general:
-    whether reasoning, mathematics, code, tools, prose and other languages are among the built-in
-    ones, or nano-qwq's kinds of problem alone.
+    whether the built-in ones are mathematics, code, puzzles, tools, prose, several languages and
+    thoughts of thousands of tokens, or nano-qwq's kinds of problem. Plain text comes in pieces.
     """
-    conversations = load_conversations(path or EVALUATION_TEXT)
-    if general and path is None:
-        conversations = [*load_conversations(GENERAL_TEXT), *conversations]
+    passages: list[Passage]
+    if path is not None:
+        passages = load_pieces(path)
+    elif general:
+        passages = [*load_conversations(GENERAL_TEXT), *_generated()]
+    else:
+        passages = [*load_conversations(EVALUATION_TEXT)]
     n_of_kind: dict[str, int] = {}
     turns = []
-    for conversation in conversations:
-        turns.append(n_of_kind.get(conversation.kind, 0))
-        n_of_kind[conversation.kind] = turns[-1] + 1
-    order = sorted(range(len(conversations)), key=turns.__getitem__)
-    return [conversations[i] for i in order], set_digest(conversations)
+    for passage in passages:
+        turns.append(n_of_kind.get(passage.kind, 0))
+        n_of_kind[passage.kind] = turns[-1] + 1
+    order = sorted(range(len(passages)), key=turns.__getitem__)
+    return [passages[i] for i in order], set_digest(passages)
+
+
+@cache
+def _generated() -> tuple[Conversation, ...]:
+    every = made_conversations("evaluation", seed=GENERATED_SEED, sizes=GENERATED_SIZES)
+    return tuple(islice(every, GENERATED_TURNS * len(MAKERS)))
 
 
 def choose_problems(
@@ -168,9 +184,9 @@ def problem_name(problem: Problem) -> str:
 
 
 def tokenize_text(
-    checkpoint: Checkpoint, conversations: Sequence[Conversation], n_tokens: int
+    checkpoint: Checkpoint, text: Sequence[Passage], n_tokens: int
 ) -> EvaluationTokens:
-    """The first conversations that together have n_tokens reply tokens, whole ones.
+    """The first passages that together have n_tokens reply tokens, whole ones.
 
     Raises QwqError where no token is to be scored.
     """
@@ -179,15 +195,19 @@ def tokenize_text(
     kinds = []
     passages = []
     n_left = n_tokens
-    for conversation in conversations:
+    for passage in text:
         if n_left <= 0:
             break
-        names.append(conversation.digest)
-        kinds.append(conversation.kind)
-        passages.append(tokenize_conversation(conversation, tokenizer))
-        n_left -= passages[-1].stop - passages[-1].n_prompt
+        tokenized = tokenize_passage(passage, tokenizer)
+        n_scored = tokenized.stop - tokenized.n_prompt
+        if n_scored < 1:
+            continue
+        names.append(passage.digest)
+        kinds.append(passage.kind)
+        passages.append(tokenized)
+        n_left -= n_scored
     if not passages:
-        raise QwqError("evaluation text: no token is to be scored; choose --tokens 1 or more")
+        raise QwqError("evaluation text: no token is to be scored; give more text, or --tokens")
     opening = tokenizer.decode(list(passages[0].ids), skip_special_tokens=False)
     assert isinstance(opening, str)
     return EvaluationTokens(tuple(names), tuple(passages), opening, tuple(kinds))

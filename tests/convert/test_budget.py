@@ -12,7 +12,7 @@ from convert import budget
 from convert.budget import CHOICES, Costs, Mix, best_mix, measure_costs, recipe_of, stock_mix
 from convert.budget_cli import parse_nbytes
 from convert.calibrate import CalibrationSettings, calibrate, plan_calibration
-from convert.calibration import load_tokenizer, tokenize_conversation
+from convert.calibration import load_tokenizer, tokenize_passage
 from convert.checkpoint import Checkpoint
 from convert.cli import app
 from convert.decode import decode_rows
@@ -22,7 +22,7 @@ from convert.gguf_header import read_header
 from convert.imatrix import Imatrix, read_imatrix
 from convert.inspect_cli import app as inspect_app
 from convert.memory import share_out
-from convert.passages import built_in_passages
+from convert.passages import SMALL_VOCABULARY, built_in_passages
 from convert.plan import plan_tensors
 from convert.qwen2 import Qwen2Config, parse_config, tensor_specs
 from convert.recipe import RECIPES
@@ -46,7 +46,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan = plan_calibration(
             checkpoint,
             tmp_path_factory.mktemp("budget") / "calibration",
-            passages=built_in_passages(),
+            passages=built_in_passages(SMALL_VOCABULARY - 1),
             settings=settings,
         )
         return calibrate(plan).path
@@ -79,7 +79,7 @@ def divergence_of(mixes: list[Mix], imatrix: Imatrix) -> list[float]:
 
     tokenizer = load_tokenizer(NANO)
     conversations = read_evaluation_text(None)[0][:N_PASSAGES]
-    passages = [tokenize_conversation(one, tokenizer) for one in conversations]
+    passages = [tokenize_passage(one, tokenizer) for one in conversations]
     model = Qwen2ForCausalLM.from_pretrained(NANO, dtype=torch.float32)
 
     def predictions() -> list[torch.Tensor]:

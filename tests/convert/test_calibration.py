@@ -41,6 +41,7 @@ def test_a_conversation_is_rendered_whole(folder: Path) -> None:
         return str(tokenizer.decode(list(tokenized.ids[start:stop])))
 
     prompt = "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert tokenized.answer_start is not None
     assert text(0, tokenized.n_prompt) == prompt
     assert text(tokenized.n_prompt, tokenized.answer_start) == "2 and 3 make 5.\n</think>"
     assert text(tokenized.answer_start, tokenized.stop) == "\n\n5<|im_end|>"

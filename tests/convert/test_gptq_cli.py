@@ -22,7 +22,7 @@ from convert.gptq import GptqSettings
 from convert.gptq_cli import _about, _bar, gptq_command
 from convert.gptq_export import DEFAULT_N_TOKENS, gptq_batches
 from convert.hessian import accumulate_hessian
-from convert.passages import built_in_passages
+from convert.passages import SMALL_VOCABULARY, built_in_passages
 from convert.qwen2 import parse_config
 from tests.synthetic import CONFIG
 
@@ -78,7 +78,9 @@ def test_memory_is_that_of_the_device(small: Path) -> None:
     """Catches the processor's time and memory printed as a GPU's."""
     settings = GptqSettings()
     with Checkpoint.open(small) as checkpoint:
-        batches = gptq_batches(checkpoint, built_in_passages(), settings, n_tokens=300)
+        batches = gptq_batches(
+            checkpoint, built_in_passages(SMALL_VOCABULARY - 1), settings, n_tokens=300
+        )
         here = _about(checkpoint, settings, batches, device="cpu")
         there = _about(checkpoint, settings, batches, device="cuda:0")
     assert re.fullmatch(r"memory: \S+ MB beside torch's own; time: about .+ as it is now", here)

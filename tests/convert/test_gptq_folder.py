@@ -17,7 +17,7 @@ from convert.gptq_check import check_gptq
 from convert.gptq_export import export_gptq
 from convert.gptq_folder import open_gptq
 from convert.gptq_format import packed_arrays
-from convert.passages import built_in_passages
+from convert.passages import SMALL_VOCABULARY, built_in_passages
 from convert.verify_cli import app
 from tests import gptq_cases
 from tests.synthetic import write_checkpoint
@@ -40,7 +40,7 @@ def folder(source: Path) -> Path:
             checkpoint,
             out,
             settings=GptqSettings(other_damps=(), clip_steps=0),
-            calibration=built_in_passages(),
+            calibration=built_in_passages(SMALL_VOCABULARY - 1),
             n_tokens=600,
         )
     return out
@@ -322,7 +322,7 @@ def test_tied_embeddings_may_be_stored_twice(tmp_path: Path) -> None:
             checkpoint,
             out,
             settings=GptqSettings(other_damps=(), clip_steps=0, n_sweeps=0),
-            calibration=built_in_passages(),
+            calibration=built_in_passages(SMALL_VOCABULARY - 1),
             n_tokens=300,
         )
         head = torch.from_numpy(checkpoint.read("model.embed_tokens.weight")).bfloat16()

@@ -20,7 +20,7 @@ from convert.encode import ByteArray, QuantType, block_size, encode_rows, row_nb
 from convert.errors import QwqError
 from convert.gptq import factor_inverse
 from convert.gptq_rounding import refine_blocks, round_matrix
-from convert.passages import built_in_passages
+from convert.passages import SMALL_VOCABULARY, built_in_passages
 from convert.rounding import GptqRounding
 from tests.oracles.rounding_twin import rounding_twin
 from tests.synthetic import write_checkpoint
@@ -180,7 +180,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Calibrat
         plan = plan_calibration(
             checkpoint,
             folder / "calibration",
-            passages=built_in_passages()[:40],
+            passages=built_in_passages(SMALL_VOCABULARY - 1)[:40],
             settings=CalibrationSettings(hessians=True),
         )
         return source, calibrate(plan)
@@ -222,7 +222,7 @@ def test_a_calibration_without_hessians_is_an_error(
         plan = plan_calibration(
             checkpoint,
             tmp_path / "plain",
-            passages=built_in_passages()[:10],
+            passages=built_in_passages(SMALL_VOCABULARY - 1)[:10],
             settings=CalibrationSettings(),
         )
         name = "model.layers.0.mlp.up_proj.weight"

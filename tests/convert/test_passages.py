@@ -1,6 +1,7 @@
 """Users' calibration text in each form that is taken, and the program that reads it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -8,13 +9,29 @@ import pyarrow.parquet
 import pytest
 
 from convert.calibrate import open_calibration
-from convert.calibration import Conversation, PlainText, load_conversations
+from convert.calibration import (
+    Conversation,
+    PlainText,
+    load_conversations,
+    load_tokenizer,
+    tokenize_passage,
+)
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.imatrix import read_imatrix
-from convert.passages import built_in_passages, load_passages
-from quant_eval.suite import read_evaluation_text
+from convert.passages import (
+    BUILT_IN_TOKENS,
+    MAX_SEQUENCE_LENGTH,
+    PIECE_CHARACTERS,
+    SMALL_VOCABULARY,
+    built_in_passages,
+    calibration_sequences,
+    load_passages,
+    load_pieces,
+)
+from quant_eval.suite import EVALUATION_TEXT
 from qwq_local.cli import main
+from tests.tokens import n_tokens_at_least
 
 PROMPT = {"role": "user", "content": "What is 2 + 3?"}
 EXPECTED = Conversation("conversation", (PROMPT,), "2 and 3 make 5.", "5")
@@ -123,20 +140,96 @@ def test_the_program(
     assert set(imatrix.counts.values()) == {calibration.n_tokens}
 
 
+QWEN = 152_064
+
+
+def built_in(vocab_size: int) -> list[Conversation]:
+    return [one for one in built_in_passages(vocab_size) if isinstance(one, Conversation)]
+
+
 def test_the_built_in_set_has_all_kinds_from_early_on() -> None:
     """Catches a package built without its data, and a set whose first part is of one kind."""
-    passages = [one for one in built_in_passages() if isinstance(one, Conversation)]
-    assert len({one.digest for one in passages}) > 200
-    kinds = {"arithmetic", "mathematics", "code", "choice", "tools", "prose", "chinese", "german"}
+    passages = built_in(QWEN)
+    assert len({one.digest for one in passages}) == len(passages)
+    kinds = {"mathematics", "code", "choice", "puzzles", "planning", "tables", "worksheets"}
+    kinds |= {"tools", "prose", "science", "chinese", "german", "arabic", "korean"}
     assert kinds <= {one.kind for one in passages}
-    assert len({one.kind for one in passages[:40]}) >= 8
+    assert len({one.kind for one in passages[:40]}) >= 12
     assert all(one.reasoning and one.answer for one in passages)
+
+
+def test_the_built_in_set_fills_the_default() -> None:
+    """Catches a default that cannot be had, and thoughts all shorter than a sequence."""
+    passages = built_in(QWEN)
+    lengths = [n_tokens_at_least(one.reasoning) for one in passages]
+    total = sum(lengths) + sum(n_tokens_at_least(one.answer) for one in passages)
+    total += sum(n_tokens_at_least(str(m["content"])) for one in passages for m in one.messages)
+    assert total >= BUILT_IN_TOKENS
+    assert sum(n > MAX_SEQUENCE_LENGTH for n in lengths) >= 10
+    assert max(lengths) > 2 * MAX_SEQUENCE_LENGTH
+
+
+def test_a_small_vocabulary_means_small_problems() -> None:
+    """Catches nano-qwq calibrated on what it never learnt."""
+    small = built_in(SMALL_VOCABULARY - 1)
+    assert {"arithmetic", "compare", "letters"} <= {one.kind for one in small}
+    n = [len(one.reasoning) + len(one.answer) for one in small]
+    assert max(n) < 2000
+    assert len(small) > 200
 
 
 def test_nothing_is_both_calibrated_and_evaluated_on() -> None:
     """Catches a score that says how well the calibration text is remembered."""
-    evaluated, _ = read_evaluation_text(None)
-    digests = {one.digest for one in built_in_passages()}
-    assert digests.isdisjoint(one.digest for one in evaluated)
-    prompts = {str(one.messages) for one in built_in_passages() if isinstance(one, Conversation)}
-    assert prompts.isdisjoint(str(one.messages) for one in evaluated)
+    evaluated = load_conversations(EVALUATION_TEXT)
+    for vocab_size in (SMALL_VOCABULARY - 1, QWEN):
+        passages = built_in(vocab_size)
+        assert {one.digest for one in passages}.isdisjoint(one.digest for one in evaluated)
+        prompts = {str(one.messages) for one in passages}
+        assert prompts.isdisjoint(str(one.messages) for one in evaluated)
+
+
+def test_what_is_longer_than_a_sequence_goes_on_in_the_next(small: Path) -> None:
+    """Catches the end of long thoughts dropped, or said twice."""
+    number = "".join(f"{n}, " for n in range(1500))
+    long = Conversation("long", (PROMPT,), f"Count: {number}", "Done.")
+    with Checkpoint.open(small) as checkpoint:
+        pieces = calibration_sequences(checkpoint, [long], n_tokens=None)
+        whole = tokenize_passage(long, load_tokenizer(small)).ids
+        some = calibration_sequences(checkpoint, [long, long], n_tokens=3000)
+    assert len(whole) > 2 * MAX_SEQUENCE_LENGTH
+    assert [one for piece in pieces for one in piece] == list(whole)
+    assert {len(piece) for piece in pieces[:-1]} == {MAX_SEQUENCE_LENGTH}
+    assert [len(piece) for piece in some] == [MAX_SEQUENCE_LENGTH, 3000 - MAX_SEQUENCE_LENGTH]
+
+
+def test_a_reply_that_was_cut_has_no_end(small: Path) -> None:
+    """Catches a thought that was stopped at a limit and looks as if it had come to its end."""
+    tokenizer = load_tokenizer(small)
+
+    def reply(answer: str) -> str:
+        one = Conversation("cut", (PROMPT,), "2 and 3", answer, is_cut=True)
+        tokenized = tokenize_passage(one, tokenizer)
+        assert tokenized.stop == len(tokenized.ids)
+        return str(tokenizer.decode(list(tokenized.ids[tokenized.n_prompt :])))
+
+    assert reply("") == "2 and 3"
+    assert reply("It is") == "2 and 3\n</think>\n\nIt is"
+    whole = Conversation("cut", (PROMPT,), "2 and 3", "")
+    assert whole.digest != replace(whole, is_cut=True).digest
+
+
+def test_pieces_lose_nothing_and_end_with_words(tmp_path: Path) -> None:
+    """Catches a text that is scored in part, or cut in the middle of a word."""
+    words = [f"word{n}" for n in range(3000)]
+    path = tmp_path / "book.txt"
+    path.write_text(" ".join(words[:2000]) + "\n" + "\n".join(words[2000:]))
+    pieces = [one.text for one in load_pieces(path) if isinstance(one, PlainText)]
+    assert len(pieces) > 2
+    assert all(len(one) <= PIECE_CHARACTERS for one in pieces)
+    assert " ".join(pieces).split() == words
+    path.write_text("x" * (2 * PIECE_CHARACTERS + 1))
+    assert [len(one.text) for one in load_pieces(path) if isinstance(one, PlainText)] == [
+        PIECE_CHARACTERS,
+        PIECE_CHARACTERS,
+        1,
+    ]

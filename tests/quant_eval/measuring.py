@@ -1,10 +1,11 @@
 """What several tests of measurements share: small exams, and models that say what they are told."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
-from convert.calibration import Conversation
+from convert.calibration import Passage
 from convert.checkpoint import Checkpoint
 from convert.layer_work import passing_work
 from quant_eval import suite
@@ -41,10 +42,10 @@ def problems_alone(
 
 
 def text_alone(
-    checkpoint: Checkpoint, conversations: list[Conversation], settings: EvaluationSettings
+    checkpoint: Checkpoint, text: Sequence[Passage], settings: EvaluationSettings
 ) -> suite.Exam:
     """An exam without problems."""
-    tokens = suite.tokenize_text(checkpoint, conversations, settings.n_tokens)
+    tokens = suite.tokenize_text(checkpoint, text, settings.n_tokens)
     with (
         TemporaryDirectory() as folder,
         passing_work(Path(folder) / "layers", {}) as work,

@@ -74,7 +74,7 @@ def test_scores_equal_torch() -> None:
         scores.reference_nll_nats, reference_nll.numpy(), rtol=1e-6, atol=1e-7
     )
     assert (scores.same_top == (p.argmax(-1) == q.argmax(-1)).numpy()).all()
-    assert scores.is_answer.tolist() == [False] * 3 + [True] * 3
+    assert scores.in_answer.tolist() == [False] * 3 + [True] * 3
 
 
 def test_summary_equals_plain_numpy() -> None:
@@ -234,7 +234,7 @@ def test_a_part_without_tokens_is_absent() -> None:
         one.nll_nats,
         one.reference_nll_nats,
         one.same_top,
-        one.is_answer & False,
+        np.zeros_like(one.in_answer),
         one.first_position,
     )
     assert set(summarize([thought_only])) == {"reply", "thought", "0 to 127"}

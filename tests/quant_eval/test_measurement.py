@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from convert.calibration import load_conversations
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.gguf_export import export_gguf
@@ -134,11 +135,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exam(folder: Path) -> Iterator[suite.Exam]:
-    conversations, _ = suite.read_evaluation_text(None)
-    short = sorted(conversations, key=lambda one: len(one.reasoning))[:3]
+    short = sorted(load_conversations(suite.EVALUATION_TEXT), key=lambda one: len(one.reasoning))[
+        :3
+    ]
     settings = replace(SETTINGS, max_tokens=4)
     with Checkpoint.open(folder) as checkpoint:
         yield text_alone(checkpoint, short, settings)
+
+
+LONG = replace(SETTINGS, n_tokens=100_000)
 
 
 def measure(path: Path, exam: suite.Exam, kept: Kept) -> Measured:
@@ -172,6 +177,39 @@ def test_bf16_is_the_floor_and_2_bits_are_not(exam: suite.Exam, tmp_path: Path) 
     assert bf16.behaviour is None
     assert bf16.engine == "llama.cpp"
     assert json.loads((tmp_path / "BF16.jsonl").read_text().split("\n")[1])["value"]["elapsed_s"]
+
+
+def test_plain_text_is_scored_and_has_no_parts(folder: Path, tmp_path: Path) -> None:
+    """Catches text forced through a template, a first token scored, and thoughts out of nothing.
+
+    And what is kept of it read back as a thought.
+    """
+    book, lines = tmp_path / "book.txt", tmp_path / "lines.jsonl"
+    book.write_text("Ropes creak against iron rings, and the tide slaps at the steps.\n" * 120)
+    talk = {"messages": [{"role": "user", "content": "Hm?"}], "reasoning": "Oh.", "answer": "Yes."}
+    lines.write_text('{"text": "One line of its own."}\n{"text": "x"}\n' + json.dumps(talk))
+    path = tmp_path / "model.gguf"
+    with Checkpoint.open(folder) as checkpoint:
+        export_gguf(checkpoint, "BF16", path, threads=1)
+        exams = {
+            text.name: text_alone(checkpoint, suite.read_evaluation_text(text)[0], LONG)
+            for text in (book, lines)
+        }
+        pieces = exams["book.txt"].tokens
+        assert len(pieces.passages) > 1
+        assert set(pieces.kinds) == {"text"}
+        for again in range(2):  # measured, and then read back
+            measured = measure(path, exams["book.txt"], Kept(tmp_path / "kept.jsonl"))
+            parts = file_result(measured).divergence
+            assert not {"thought", "answer"} & set(parts), again
+            assert parts["reply"].n_tokens == sum(len(one.ids) - 1 for one in pieces.passages)
+            assert parts["kind text"].n_tokens == parts["reply"].n_tokens
+            assert parts["reply"].kl_nats.value < 1e-3
+        mixed = file_result(
+            measure(path, exams["lines.jsonl"], Kept(tmp_path / "mixed"))
+        ).divergence
+    assert mixed["thought"].n_passages == mixed["answer"].n_passages == 1
+    assert mixed["thought"].n_tokens + mixed["answer"].n_tokens < mixed["reply"].n_tokens
 
 
 def test_files_of_another_model_are_refused(exam: suite.Exam, tmp_path: Path) -> None:

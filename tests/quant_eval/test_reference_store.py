@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from convert.calibration import load_conversations
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.layer_stream import LayerStream
@@ -29,8 +30,9 @@ def exam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[suite.Exam]:
     folder = write_checkpoint(
         tmp_path_factory.mktemp("model") / "tiny", config={"num_hidden_layers": 1}
     )
-    conversations, _ = suite.read_evaluation_text(None)
-    short = sorted(conversations, key=lambda one: len(one.reasoning))[:5]
+    short = sorted(load_conversations(suite.EVALUATION_TEXT), key=lambda one: len(one.reasoning))[
+        :5
+    ]
     with Checkpoint.open(folder) as checkpoint:
         yield text_alone(checkpoint, short, replace(SETTINGS, n_tokens=400))
 
