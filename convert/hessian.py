@@ -13,6 +13,21 @@ if TYPE_CHECKING:
     import torch
 
 BROKEN_INPUTS = "its inputs hold NaN or Inf; the weights before it are damaged"
+ENOUGH_TOKENS = 4  # for each column; with 1.7 GPTQ rounding was seen to fit the text, not the model
+
+
+def too_few_tokens(n_fitted: int, n_columns: int) -> str | None:
+    """A warning where Hessians are of too few tokens to be trusted; None where they are of enough.
+
+    n_fitted: tokens in the Hessians, without those held out. n_columns: of the widest matrix.
+    """
+    if n_fitted >= ENOUGH_TOKENS * n_columns:
+        return None
+    return (
+        f"{n_fitted:,} tokens for {n_columns:,} columns are {n_fitted / n_columns:.1f} for each "
+        f"and fewer than {ENOUGH_TOKENS} overfit; give more tokens, "
+        f"{ENOUGH_TOKENS * n_columns:,} if you can"
+    )
 
 
 def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor, n_seen: int) -> int:
