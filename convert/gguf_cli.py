@@ -163,6 +163,7 @@ def gguf_command(
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     n_threads = threads or n_cores()
+    documents: dict[str, object] = {}  # of what chooses types and codes, for --json
     if fit is not None:
         chosen = (types, tensor_types, token_embedding_type, output_type)
         _check_fit(fit, calibration, type_is_given=any(one is not None for one in chosen))
@@ -176,11 +177,10 @@ def gguf_command(
         )
         if fit is not None and calibration is not None and importance is not None:
             options = FitOptions(fit, context, kv_type, margin)
-            recipes = [
-                fit_recipe(
-                    opened, calibration, importance, options, console=console, n_threads=n_threads
-                )
-            ]
+            recipe, predicted = fit_recipe(
+                opened, calibration, importance, options, console=console, n_threads=n_threads
+            )
+            recipes, documents = [recipe], {"fit": predicted}
         else:
             recipes = [
                 with_overrides(
@@ -204,9 +204,9 @@ def gguf_command(
         if dry_run:
             estimate = estimate_export(opened, plans, n_threads=n_threads)
             if as_json:
-                document = plan_document(opened, plans, estimate)
                 if rounder is not None:
-                    document["rounding"] = _rounding_plan(rounder, n_ahead)
+                    documents["rounding"] = _rounding_plan(rounder, n_ahead)
+                document = plan_document(opened, plans, estimate) | documents
                 typer.echo(json.dumps(document, indent=2))
             else:
                 show_plans(Console(highlight=False), opened, plans, tensors=True)
@@ -233,10 +233,9 @@ def gguf_command(
         f"{len(results)} written in {elapsed_s:.1f} s, {checkpoint} read once", soft_wrap=True
     )
     if as_json:
-        document = result_document(results, elapsed_s)
         if rounder is not None:
-            document["rounding"] = rounder.token_document()
-        typer.echo(json.dumps(document, indent=2))
+            documents["rounding"] = rounder.token_document()
+        typer.echo(json.dumps(result_document(results, elapsed_s) | documents, indent=2))
     else:
         for result in results:
             typer.echo(result.path)

@@ -189,7 +189,7 @@ def _headers(
         checkpoint,
         recipe=recipe_text(recipe),
         file_type=recipe.file_type,
-        imatrix_sha256=None if imatrix is None else imatrix.digest,
+        imatrix=imatrix,
         rounding=rounding,
         n_tensors=len(tensors),
     )

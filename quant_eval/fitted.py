@@ -36,7 +36,7 @@ def plan_fitted(
     if not folder.exists():
         _calibrate(checkpoint, folder, on_progress=on_progress)
     imatrix = read_imatrix(folder / "imatrix.gguf")
-    recipe = fit_recipe(checkpoint, folder, imatrix, options, console=console, n_threads=threads)
+    recipe, _ = fit_recipe(checkpoint, folder, imatrix, options, console=console, n_threads=threads)
     path = manifest.folder / f"{model_name(checkpoint)}-{recipe.name}.gguf"
     file = plan_file(checkpoint, recipe, path, imatrix=imatrix)
     check_disk_space(manifest.folder, file.nbytes)
