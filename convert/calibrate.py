@@ -29,7 +29,7 @@ from convert.checkpoint import Checkpoint, Float32Array, read_json_object
 from convert.errors import NumericalError, QwqError, UsageError
 from convert.estimate import Estimate, estimate_calibration, sites
 from convert.evaluation_states import write_evaluation
-from convert.files import check_disk_space, refuse_existing, replacing_file
+from convert.files import check_disk_space, missing_nbytes, refuse_existing, replacing_file
 from convert.fingerprint import fingerprint
 from convert.hessian import InputStatistics
 from convert.imatrix import write_imatrix
@@ -153,16 +153,34 @@ class CalibrationPlan:
     result: Calibration
 
     @property
+    def states_nbytes(self) -> int:
+        """Most bytes of hidden states at a time, all of which lie on the disk, padding included.
+
+        The pass has those before and after a layer. Sensitivities begin beside the last of them,
+        and need those of every layer and two layers' gradients in the end.
+        """
+        n_layers = self.checkpoint.model.n_layers
+        n_streamed = sum(batch.ids.numel() for part in self.parts for batch in part.batches)
+        n_sampled = sum(batch.ids.numel() for batch in self.sample)
+        n_positions = max(2 * n_streamed, n_streamed + 2 * n_sampled, (n_layers + 3) * n_sampled)
+        return 4 * n_positions * self.checkpoint.model.hidden_size
+
+    @property
     def disk_nbytes(self) -> int:
-        """Bytes that the folder takes while it is made, with hidden states before and after."""
+        """Bytes that the folder takes while it is made, at most."""
         model = self.checkpoint.model
         per_layer = sum(n_in for n_in, _ in sites(model))
         if self.settings.hessians:
             n_held_out = self.result.n_held_out
             per_layer += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
-        n_streamed = sum(n_tokens_of(part.batches) for part in self.parts)
-        n_kept = 2 * n_streamed + (model.n_layers + 3) * self.result.n_sampled
-        return 4 * (n_kept * model.hidden_size + model.n_layers * per_layer)
+        matrices = (one for one in tensor_specs(model) if one.layer_index is not None)
+        in_imatrix = sum(one.shape[-1] for one in matrices if len(one.shape) > 1)
+        n_riding = sum(n_tokens_of(part.batches) for part in self.parts if not part.counted)
+        return (
+            self.states_nbytes
+            + 4 * (model.n_layers * per_layer + len(IMATRIX_NAMES) * in_imatrix)
+            + 2 * n_riding * model.hidden_size
+        )
 
     def estimate(self) -> Estimate:
         result = self.result
@@ -172,6 +190,7 @@ class CalibrationPlan:
             n_fitted=result.n_fitted,
             n_held_out=result.n_held_out,
             n_sampled=result.n_sampled,
+            batch_tokens=self.settings.batch_tokens,
         )
 
 
@@ -224,7 +243,7 @@ def calibrate(
     """
     result, settings = plan.result, plan.settings
     refuse_existing(result.path, force=force)
-    check_disk_space(result.path, plan.disk_nbytes)
+    check_disk_space(result.path, missing_nbytes(result.path, plan.disk_nbytes))
     made_of = describe(result) | {
         "settings": dataclasses.asdict(settings),
         "evaluation": plan.evaluation_sha256,
@@ -298,32 +317,41 @@ class _Pass:
 
     def run(self, work: LayerWork) -> None:
         import torch
-        from safetensors.torch import save_file
 
         with torch.inference_mode(), threads_for(self._model):
             if work.n_done == 0:
                 write_states(work.states_path(0), self._stream.embed(self._batches))
             for index, layer in self._stream.layers(work.n_done):
-                statistics = {
-                    site: InputStatistics(
-                        layer.get_submodule(site).get_parameter("weight").shape[1],
-                        with_hessian=self._with_hessian,
-                        device=self._stream.device,
-                    )
-                    for site in INPUT_SITES
-                }
-                states = self._through(index, layer, statistics, work.states_path(index))
-                write_states(work.states_path(index + 1), states)
-                tensors = {
-                    f"{site}.{name}": tensor
-                    for site, one in statistics.items()
-                    for name, tensor in one.tensors().items()
-                }
-                path = _layer_path(work.folder, index)
-                save_file(tensors, path)
+                path = self._run_layer(index, layer, work)
                 if index + 1 == self._model.n_layers:
                     self._keep_evaluation(work)
                 work.finish_layer(path)
+
+    def _run_layer(self, index: int, layer: Qwen2DecoderLayer, work: LayerWork) -> Path:
+        """Write a layer's statistics and what comes out of it; returns the statistics' file.
+
+        What it fills is gone when it returns, since the next layer's Hessians need the room.
+        """
+        from safetensors.torch import save_file
+
+        statistics = {
+            site: InputStatistics(
+                layer.get_submodule(site).get_parameter("weight").shape[1],
+                with_hessian=self._with_hessian,
+                device=self._stream.device,
+            )
+            for site in INPUT_SITES
+        }
+        states = self._through(index, layer, statistics, work.states_path(index))
+        write_states(work.states_path(index + 1), states)
+        tensors = {
+            f"{site}.{name}": tensor
+            for site, one in statistics.items()
+            for name, tensor in one.tensors().items()
+        }
+        path = _layer_path(work.folder, index)
+        save_file(tensors, path)
+        return path
 
     def _keep_evaluation(self, work: LayerWork) -> None:
         batches = [

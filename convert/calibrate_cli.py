@@ -108,7 +108,9 @@ def calibrate(
 ) -> None:
     """Measure what every linear of a checkpoint reads, for imatrix files and GPTQ.
 
-    One layer is in memory at a time. Interrupted, the same command continues where it was.
+    One layer and the next are in memory, and a batch of hidden states; all others lie in a file
+    beside the output, which the system keeps in memory as far as they fit. Interrupted, the same
+    command continues where it was.
     """
     from rich.console import Console
 
@@ -218,7 +220,8 @@ def _self_generated(
 
 def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
     from convert.estimate import estimated_seconds
-    from convert.files import format_nbytes, free_space
+    from convert.files import format_nbytes, free_space, missing_nbytes
+    from convert.hessian import too_few_tokens
 
     result, estimate = plan.result, plan.estimate()
     console.print(
@@ -227,24 +230,33 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
         soft_wrap=True,
     )
     if plan.settings.hessians:
+        n_columns = plan.checkpoint.model.intermediate_size
         console.print(
-            f"Hessians of {result.n_fitted:,} tokens, judged by {result.n_held_out:,} held out",
+            f"Hessians of {result.n_fitted:,} tokens, {result.n_fitted / n_columns:.1f} for each "
+            f"of up to {n_columns:,} columns, judged by {result.n_held_out:,} held out",
             soft_wrap=True,
         )
+        if warning := too_few_tokens(result.n_fitted, n_columns):
+            console.print(warning, soft_wrap=True)
     if result.n_sampled:
         console.print(
             f"sensitivities of all matrices, on {result.n_sampled:,} tokens, forward and back",
             soft_wrap=True,
         )
+    n_missing = missing_nbytes(result.path, plan.disk_nbytes)
     console.print(
-        f"disk: {format_nbytes(plan.disk_nbytes)} needed, "
-        f"{format_nbytes(free_space(result.path))} free",
+        f"disk: {format_nbytes(n_missing)} needed"
+        + (" beside what is done of it" if n_missing < plan.disk_nbytes else "")
+        + f", {format_nbytes(free_space(result.path))} free; up to "
+        f"{format_nbytes(plan.states_nbytes)} are hidden states, read batch by batch and removed "
+        "at the end",
         soft_wrap=True,
     )
-    duration = format_duration(estimated_seconds(estimate))
+    duration = format_duration(estimated_seconds(estimate, device))
     console.print(
-        f"memory: {format_nbytes(estimate.peak_nbytes)} beside torch's own"
-        + (f"; time: about {duration} on this machine as it is now" if device == "cpu" else ""),
+        f"memory: {format_nbytes(estimate.peak_nbytes)} beside torch's own; "
+        f"time: about {duration} on {device} as it is now"
+        + ("" if device == "cpu" else ", and what reading the checkpoint takes longer"),
         soft_wrap=True,
     )
 
@@ -252,32 +264,47 @@ def _show_plan(console: Console, plan: CalibrationPlan, *, device: str) -> None:
 @contextmanager
 def _bars(console: Console, n_layers: int) -> Iterator[tuple[Progress, Progress]]:
     """A bar with the layer, tokens a second through all layers, and the time left; then another."""
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        BarColumn(None),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    start_s = time.monotonic()
-    first: list[int] = []
+    columns = (BarColumn(None), TextColumn("{task.description}"))
     with Bars(*columns, console=console, disable=console.quiet, transient=True) as bars:
         statistics = bars.add_task("")
         sensitivities = bars.add_task("sensitivities", visible=False)
+        statistics_pace, sensitivities_pace = _Pace(console.get_time), _Pace(console.get_time)
 
         def show(done: int, total: int) -> None:
-            if not first:
-                first.append(done)
-            layer = min(done * n_layers // total + 1, n_layers)
-            rate = (done - first[0]) / n_layers / max(time.monotonic() - start_s, 1e-3)
-            description = f"layer {layer} of {n_layers}, {rate:,.0f} tokens/s"
+            description = f"layer {min(done * n_layers // total + 1, n_layers)} of {n_layers}"
+            if rate := statistics_pace.rate(done):
+                tokens = rate / n_layers
+                description += f", {tokens:{',.0f' if tokens >= 10 else '.2g'}} tokens/s"
+                description += f", {format_duration((total - done) / rate)} left"
             bars.update(statistics, completed=done, total=total, description=description)
 
         def show_sensitivities(done: int, total: int) -> None:
             description = f"sensitivities, step {done} of {total}"
+            if rate := sensitivities_pace.rate(done):
+                description += f", {format_duration((total - done) / rate)} left"
             bars.update(
                 sensitivities, completed=done, total=total, description=description, visible=True
             )
 
         yield show, show_sensitivities
+
+
+class _Pace:
+    """How fast work goes, over all the time since it was first heard of, however far it was then.
+
+    A bar's own estimate looks back half a minute, and a single batch can take that long.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def rate(self, done: int) -> float:
+        """Of what is done, a second; 0 when first asked."""
+        if self._first is None:
+            self._first = done, self._clock()
+        n_before, start_s = self._first
+        return (done - n_before) / max(self._clock() - start_s, 1e-3)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from convert.gptq import GptqSettings
 from convert.passages import BATCH_TOKENS, HELD_OUT_EVERY
 from convert.qwen2 import Qwen2Config
+
+if TYPE_CHECKING:
+    import torch
 
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
 SENSITIVITY_PASSES = 4  # of each layer: forward; forward, back to its inputs and its weights
@@ -80,7 +84,13 @@ def _gptq_floats(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> f
 
 
 def estimate_calibration(
-    model: Qwen2Config, *, n_tokens: int, n_fitted: int, n_held_out: int, n_sampled: int
+    model: Qwen2Config,
+    *,
+    n_tokens: int,
+    n_fitted: int,
+    n_held_out: int,
+    n_sampled: int,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Estimate:
     """Count the work of calibrate(): one pass over n_tokens, Hessians of n_fitted of them.
 
@@ -88,7 +98,7 @@ def estimate_calibration(
     """
     n_weights = sum(n_in * n_out for n_in, n_out in sites(model))
     n_matrix = 2 * (n_tokens + SENSITIVITY_PASSES * n_sampled) * n_weights
-    floats = 2 * n_weights + 4 * BATCH_TOKENS * model.intermediate_size  # and the next layer
+    floats = 2 * n_weights + 4 * batch_tokens * model.intermediate_size  # and the next layer
     if n_fitted:
         n_matrix += sum(2 * n_fitted * n_in**2 for n_in, _ in sites(model))
         floats += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
@@ -131,22 +141,24 @@ def sites(model: Qwen2Config) -> tuple[tuple[int, int], ...]:
     )
 
 
-def estimated_seconds(estimate: Estimate) -> float:
-    """The time on this machine as it is now, from a fraction of a second of either kind of work."""
+def estimated_seconds(estimate: Estimate, device: str = "cpu") -> float:
+    """The time on a device as it is now, from a fraction of a second of either kind of work."""
     import torch
 
-    matrix = torch.ones(768, 768)
-    rows = torch.ones(128, 4096)
-    matrix_rate = 2 * 768**3 / _fastest(lambda: matrix @ matrix)
+    n, n_rows = (768, 128) if device == "cpu" else (4096, 8192)  # enough to keep a GPU busy
+    matrix = torch.ones(n, n, device=device)
+    rows = torch.ones(n_rows, 4096, device=device)
+    matrix_rate = 2 * n**3 / _fastest(lambda: matrix @ matrix)
     elementwise_rate = rows.numel() / _fastest(lambda: rows * rows)
     return estimate.n_matrix / matrix_rate + estimate.n_elementwise / elementwise_rate
 
 
-def _fastest(work: Callable[[], object]) -> float:
+def _fastest(work: Callable[[], torch.Tensor]) -> float:
+    """Seconds that the work takes at best, its last number read, since a GPU runs ahead of us."""
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        work()
+        work()[-1, -1].item()
         times.append(time.perf_counter() - start)
     return min(times)
 

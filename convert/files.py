@@ -62,6 +62,11 @@ def check_disk_space(folder: Path, n_needed: int) -> None:
         )
 
 
+def missing_nbytes(path: Path, nbytes: int) -> int:
+    """Bytes that take new room where `path` takes nbytes: all but those of unfinished work."""
+    return max(0, nbytes - allocated_nbytes(partial_path(path)))
+
+
 def free_space(folder: Path) -> int:
     """Free bytes on the disk that `folder` is or will be on."""
     existing = folder.absolute()
@@ -71,7 +76,9 @@ def free_space(folder: Path) -> int:
 
 
 def allocated_nbytes(path: Path) -> int:
-    """Bytes of the disk that a file takes, holes left out; 0 where there is none."""
+    """Bytes of the disk that a file or a folder's files take, holes left out; 0 where none is."""
+    if path.is_dir():
+        return sum(allocated_nbytes(inside) for inside in path.iterdir())
     if not path.exists():
         return 0
     status = path.stat()

@@ -26,8 +26,8 @@ from convert.errors import (
     UsageError,
 )
 from convert.files import (
-    allocated_nbytes,
     check_disk_space,
+    missing_nbytes,
     partial_path,
     refuse_existing,
     sole_writer,
@@ -145,8 +145,7 @@ def needed_nbytes(plans: Sequence[FilePlan]) -> dict[Path, int]:
     for plan in plans:
         for part in plan.parts:
             folder = part.path.parent
-            n_missing = max(0, part.nbytes - allocated_nbytes(partial_path(part.path)))
-            needed[folder] = needed.get(folder, 0) + n_missing
+            needed[folder] = needed.get(folder, 0) + missing_nbytes(part.path, part.nbytes)
     return needed
 
 

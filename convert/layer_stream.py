@@ -1,7 +1,7 @@
 """The decoder one layer at a time: load a layer, push all hidden states through it, let it go.
 
 Layers are transformers' own modules, so the arithmetic is the reference's: weights widened from the
-checkpoint's dtype to float32, computed in float32. Memory: one layer and the hidden states.
+checkpoint's dtype to float32, computed in float32. Memory: one layer, the next one, and a batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from convert.calibration import TokenBatch
 from convert.checkpoint import Checkpoint
 from convert.errors import UsageError
+from convert.layer_work import LayerWork, read_states, write_states
 from convert.qwen2 import Qwen2Config, tensor_specs
 
 if TYPE_CHECKING:
@@ -140,21 +141,31 @@ class LayerStream:
     def final_hidden(
         self,
         batches: Sequence[TokenBatch],
+        work: LayerWork,
         *,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[torch.Tensor]:
-        """Hidden states after the last layer and before the final norm, batch by batch."""
+    ) -> Iterator[torch.Tensor]:
+        """Hidden states after the last layer and before the final norm, batch by batch.
+
+        work: keeps them after each layer; layers that it has done are not run again.
+        """
         import torch
 
-        n_layers = self.checkpoint.model.n_layers
-        with torch.inference_mode(), threads_for(self.checkpoint.model):
-            hidden = list(self.embed(batches))
-            for index, layer in self.layers():
-                for i, states in enumerate(hidden):
-                    hidden[i] = layer(states, position_embeddings=self.positions(states))
+        model = self.checkpoint.model
+        with torch.inference_mode(), threads_for(model):
+            if work.n_done == 0:
+                write_states(work.states_path(0), self.embed(batches))
+            for index, layer in self.layers(work.n_done):
+                before = read_states(work.states_path(index), batches, model.hidden_size)
+                moved = (
+                    layer(states, position_embeddings=self.positions(states))
+                    for states in (one.to(self.device) for one in before)
+                )
+                write_states(work.states_path(index + 1), moved)
+                work.finish_layer()
                 if on_progress is not None:
-                    on_progress(index + 1, n_layers)
-        return hidden
+                    on_progress(index + 1, model.n_layers)
+        return read_states(work.states_path(model.n_layers), batches, model.hidden_size)
 
 
 def find_device(wanted: str | None) -> str:

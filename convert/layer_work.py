@@ -107,6 +107,24 @@ def layer_work(path: Path, made_of: Mapping[str, Any], *, force: bool) -> Iterat
     Raises OutputExistsError where `path` exists and force is not given, and OutputBusyError.
     """
     refuse_existing(path, force=force)
+    with _taken_up(path, made_of, force=force) as work:
+        yield work
+        work.publish(path)
+
+
+@contextmanager
+def passing_work(path: Path, made_of: Mapping[str, Any]) -> Iterator[LayerWork]:
+    """The same where the caller keeps the result elsewhere: `<path>.partial` goes when all is done.
+
+    Unfinished work of anything else is discarded.
+    """
+    with _taken_up(path, made_of, force=True) as work:
+        yield work
+        remove(work.folder)
+
+
+@contextmanager
+def _taken_up(path: Path, made_of: Mapping[str, Any], *, force: bool) -> Iterator[LayerWork]:
     work = LayerWork(partial_path(path), json.loads(json.dumps(dict(made_of))))
     with sole_writer(path), disk_errors(path):
         work.take_up(force=force)
@@ -116,7 +134,6 @@ def layer_work(path: Path, made_of: Mapping[str, Any], *, force: bool) -> Iterat
             if work.n_done == 0:
                 remove(work.folder)
             raise
-        work.publish(path)
 
 
 def write_states(path: Path, states: Iterable[torch.Tensor]) -> None:

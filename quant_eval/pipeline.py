@@ -17,9 +17,10 @@ from convert.calibration import (
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import OutputExistsError, QwqError, UsageError
-from convert.files import check_disk_space
+from convert.files import check_disk_space, missing_nbytes
 from convert.gguf_export import export_planned
 from convert.gptq import GptqSettings
+from convert.layer_work import passing_work
 from convert.passages import built_in_passages
 from convert.plan import FilePlan, plan_file
 from convert.recipe import RECIPES, find_recipe
@@ -31,6 +32,7 @@ from quant_eval.reference_store import (
     EvaluationTokens,
     load_reference,
     save_reference,
+    unfinished_path,
     why_stale,
 )
 from quant_eval.results import EvaluationSettings, Report
@@ -134,7 +136,9 @@ def make_plan(
             files.append(file)
             nbytes, bits_per_weight = file.nbytes, file.bits_per_weight
         outputs.append(Output(type_name, path, kept, nbytes, bits_per_weight))
-    check_disk_space(manifest.folder, sum(output.nbytes for output in outputs if not output.kept))
+    new = (output for output in outputs if not output.kept)
+    n_needed = sum(missing_nbytes(output.path, output.nbytes) for output in new)
+    check_disk_space(manifest.folder, n_needed)
     return Plan(checkpoint, tuple(outputs), tuple(files))
 
 
@@ -424,24 +428,31 @@ def keep_reference(
     on_progress: Progress,
     calibration: Path | None = None,
 ) -> None:
-    """Make the reference in the folder, unless the right one is there.
+    """Make the reference in the folder, unless the right one is there, whole.
 
-    calibration: a folder of `qwq calibrate --evaluation`, which saves the run of the model.
+    Interrupted, the same call continues with the first layer that is not finished. calibration: a
+    folder of `qwq calibrate --evaluation`, which saves the run of the model.
     """
     from quant_eval import suite
-    from quant_eval.reference import kept_hidden_states
+    from quant_eval.reference import BATCH_TOKENS, kept_hidden_states
 
     if not why_stale(folder, binding):
         return
     _limit_torch(threads)
     conversations, _ = evaluation_text(checkpoint, text)
     tokens = suite.tokenize_text(checkpoint, conversations, binding.n_tokens)
+    ids = [passage.ids for passage in tokens.passages]
     if calibration is not None:
-        ids = [passage.ids for passage in tokens.passages]
-        reference = kept_hidden_states(checkpoint, ids, calibration)
-    else:
-        reference = suite.make_reference(checkpoint, tokens, on_progress=on_progress)
-    save_reference(folder, tokens, reference, binding)
+        save_reference(folder, tokens, kept_hidden_states(checkpoint, ids, calibration), binding)
+        return
+    made_of = {
+        "checkpoint": binding.checkpoint_sha256,
+        "passages": digest(ids),
+        "batch_tokens": BATCH_TOKENS,
+    }
+    with passing_work(unfinished_path(folder), made_of) as work:
+        reference = suite.make_reference(checkpoint, tokens, work, on_progress=on_progress)
+        save_reference(folder, tokens, reference, binding)
 
 
 def make_report(

@@ -20,6 +20,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
 from convert.evaluation_states import Halves, normed, read_evaluation
 from convert.layer_stream import LayerStream
+from convert.layer_work import LayerWork
 
 BATCH_TOKENS = 2048
 MAX_CHUNK_ELEMENTS = 1 << 27  # of logits at a time: 512 MiB
@@ -114,21 +115,24 @@ class Reference:
 def final_hidden_states(
     checkpoint: Checkpoint,
     passages: Sequence[Sequence[int]],
+    work: LayerWork,
     *,
     batch_tokens: int = BATCH_TOKENS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Reference:
     """Run the unquantized model over the passages' token ids, in float32, one layer in memory.
 
-    passages: token ids, of any lengths from 1. on_progress: called with the layers done and all.
+    passages: token ids, of any lengths from 1. work: of the same checkpoint, passages and
+    batch_tokens; its finished layers are not run again. on_progress: called with the layers done
+    and all.
     """
     stream = LayerStream(checkpoint)
     # A batch of one passage each, sorted by length, tells which passage each row is.
     order = sorted(range(len(passages)), key=lambda i: len(passages[i]))
     batches = token_batches(passages, batch_tokens=batch_tokens)
-    finished = stream.final_hidden(batches, on_progress=on_progress)
+    finished = stream.final_hidden(batches, work, on_progress=on_progress)
     rows = (
-        states[row][: int(n)].cpu().numpy()
+        states[row][: int(n)].numpy()
         for states, batch in zip(finished, batches, strict=True)
         for row, n in enumerate(batch.is_token.sum(dim=1))
     )

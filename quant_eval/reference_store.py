@@ -1,22 +1,25 @@
 """A reference on the disk: made once, used for every file, and only for what it was made of."""
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from convert.calibration import TokenizedConversation
 from convert.checkpoint import Checkpoint, read_json_object
-from convert.errors import QwqError
+from convert.errors import CheckpointError, QwqError
 from convert.evaluation_states import Halves
-from convert.files import replacing_file
+from convert.files import partial_path, remove, replacing_file
 from quant_eval.reference import Reference
 from quant_eval.results import write_json
 
 STATES = "states.npy"
 INDEX = "reference.json"
-FORMAT = 2
+FORMAT = 3
+_AGAIN = "make it again with `qwq eval reference`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def save_reference(
     index = {
         "format": FORMAT,
         **asdict(binding),
-        "states_sha256": _sha256(states),
+        "sha256": _sha256(tokens, states),
         "opening": tokens.opening,
         "passages": [
             {"name": name, "kind": kind, **asdict(passage)}
@@ -71,27 +74,26 @@ def save_reference(
     write_json(folder / INDEX, index, indent=None)
 
 
+def forget_reference(folder: Path) -> None:
+    """Let the next one be made from the start, whatever the folder holds of this one."""
+    remove(folder / INDEX)
+    remove(partial_path(unfinished_path(folder)))
+
+
+def unfinished_path(folder: Path) -> Path:
+    """What a reference is called while its layers are run."""
+    return folder / "layers"
+
+
 def why_stale(folder: Path, wanted: Binding) -> str:
-    """Why the folder's reference cannot serve, with what to do; "" where it can."""
-    index = folder / INDEX
-    if not index.is_file():
-        return f"{folder}: holds no {INDEX}; make it with `qwq eval reference`"
-    found = read_json_object(index)
-    again = "make it again with `qwq eval reference`"
-    if found.get("format") != FORMAT:
-        return f"{index}: has format {found.get('format')} and {FORMAT} is read here; {again}"
-    for key, what in (("checkpoint_sha256", "checkpoint"), ("evaluation_sha256", "text")):
-        here, there = str(getattr(wanted, key)), str(found.get(key))
-        if here != there:
-            return (
-                f"{folder}: was made of a {what} with SHA-256 {there[:12]} and the one given has "
-                f"{here[:12]}; {again}"
-            )
-    if found["n_tokens"] < wanted.n_tokens:
-        return (
-            f"{folder}: holds {found['n_tokens']:,} scored tokens and {wanted.n_tokens:,} are "
-            f"wanted; {again}"
-        )
+    """Why the folder's reference cannot serve, with what to do; "" where it can.
+
+    All of it is read, since states that are damaged cannot serve either.
+    """
+    try:
+        _read(folder, wanted)
+    except QwqError as error:
+        return str(error)
     return ""
 
 
@@ -102,29 +104,100 @@ def load_reference(
 
     Raises QwqError where the reference is stale or its bytes are not those that were written.
     """
-    if reason := why_stale(folder, wanted):
-        raise QwqError(reason)
-    index = read_json_object(folder / INDEX)
-    states: Halves = np.load(folder / STATES, allow_pickle=False)
-    if _sha256(states) != index["states_sha256"]:
-        raise QwqError(f"{folder / STATES}: its bytes changed since it was written; make it again")
-    names: list[str] = []
-    kinds: list[str] = []
-    passages: list[TokenizedConversation] = []
+    kept, states = _read(folder, wanted)
     hidden: list[Halves] = []
     start = n_scored = 0
-    for entry in index["passages"]:
+    for passage in kept.passages:
         if n_scored >= wanted.n_tokens:
             break
-        names.append(entry.pop("name"))
-        kinds.append(entry.pop("kind"))
-        passages.append(TokenizedConversation(**{**entry, "ids": tuple(entry["ids"])}))
-        hidden.append(states[start : start + len(passages[-1].ids)])
-        start += len(hidden[-1])
-        n_scored += passages[-1].stop - passages[-1].n_prompt
-    tokens = EvaluationTokens(tuple(names), tuple(passages), index["opening"], tuple(kinds))
+        hidden.append(states[start : start + len(passage.ids)])
+        start += len(passage.ids)
+        n_scored += passage.stop - passage.n_prompt
+    n = len(hidden)
+    tokens = EvaluationTokens(kept.names[:n], kept.passages[:n], kept.opening, kept.kinds[:n])
     return tokens, Reference(checkpoint, tuple(hidden))
 
 
-def _sha256(states: Halves) -> str:
-    return hashlib.sha256(np.ascontiguousarray(states).data).hexdigest()
+def _read(folder: Path, wanted: Binding) -> tuple[EvaluationTokens, Halves]:
+    """All that is kept, checked."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise QwqError(f"{folder}: holds no {INDEX}; make it with `qwq eval reference`")
+    try:
+        index = read_json_object(path)
+    except (OSError, CheckpointError) as error:
+        raise QwqError(f"{path}: cannot be read as JSON; {_AGAIN}") from error
+    if index.get("format") != FORMAT:
+        raise QwqError(
+            f"{path}: has format {index.get('format')} and {FORMAT} is read here; {_AGAIN}"
+        )
+    for key, what in (("checkpoint_sha256", "checkpoint"), ("evaluation_sha256", "text")):
+        here, there = str(getattr(wanted, key)), str(index.get(key))
+        if here != there:
+            raise QwqError(
+                f"{folder}: was made of a {what} with SHA-256 {there[:12]} and the one given has "
+                f"{here[:12]}; {_AGAIN}"
+            )
+    tokens = _tokens(index, path)
+    if index["n_tokens"] < wanted.n_tokens:
+        raise QwqError(
+            f"{folder}: holds {index['n_tokens']:,} scored tokens and {wanted.n_tokens:,} are "
+            f"wanted; {_AGAIN}"
+        )
+    states = _states(folder / STATES, sum(len(passage.ids) for passage in tokens.passages))
+    if _sha256(tokens, states) != index["sha256"]:
+        raise QwqError(f"{folder}: its bytes changed since it was written; {_AGAIN}")
+    return tokens, states
+
+
+def _tokens(index: dict[str, Any], path: Path) -> EvaluationTokens:
+    match index:
+        case {
+            "n_tokens": int(),
+            "sha256": str(),
+            "opening": str(opening),
+            "passages": [_, *_] as entries,
+        }:
+            found = [_passage(entry, f"{path}: passage {i}") for i, entry in enumerate(entries)]
+        case _:
+            raise QwqError(f"{path}: lacks a key, or its value is of another kind; {_AGAIN}")
+    names, kinds, passages = zip(*found, strict=True)
+    return EvaluationTokens(names, passages, opening, kinds)
+
+
+def _passage(entry: object, where: str) -> tuple[str, str, TokenizedConversation]:
+    match entry:
+        case {
+            "name": str(name),
+            "kind": str(kind),
+            "ids": [*ids],
+            "n_prompt": int(n_prompt),
+            "answer_start": int(answer_start),
+            "stop": int(stop),
+        } if all(
+            type(one) is int and one >= 0 for one in ids
+        ) and 0 <= n_prompt <= answer_start <= stop <= len(ids):
+            return name, kind, TokenizedConversation(tuple(ids), n_prompt, answer_start, stop)
+    raise QwqError(f"{where} lacks a key, or its value is of another kind; {_AGAIN}")
+
+
+def _states(path: Path, n_tokens: int) -> Halves:
+    """The array in the file, read only where the file is as long as its header says."""
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
+        states: Halves = np.array(mapped)
+    except (OSError, ValueError, OverflowError) as error:
+        raise QwqError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
+    if states.dtype != np.float16 or states.ndim != 2 or len(states) != n_tokens:
+        raise QwqError(
+            f"{path}: holds {states.dtype} of shape {states.shape} and not float16 of "
+            f"{n_tokens:,} tokens; {_AGAIN}"
+        )
+    return states
+
+
+def _sha256(tokens: EvaluationTokens, states: Halves) -> str:
+    """Of both, so that neither changes, nor is found beside another's, unseen."""
+    digest = hashlib.sha256(np.ascontiguousarray(states).data)
+    digest.update(json.dumps(asdict(tokens), sort_keys=True).encode())
+    return digest.hexdigest()

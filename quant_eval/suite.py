@@ -15,6 +15,7 @@ from convert.calibration import (
 )
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
+from convert.layer_work import LayerWork
 from quant_eval.benchmarks.generated import GENERATED, generated_problems
 from quant_eval.benchmarks.loading import load_problems
 from quant_eval.benchmarks.needles import needle_problems
@@ -188,12 +189,13 @@ def tokenize_text(
 
 
 def make_reference(
-    checkpoint: Checkpoint, tokens: EvaluationTokens, *, on_progress: Progress
+    checkpoint: Checkpoint, tokens: EvaluationTokens, work: LayerWork, *, on_progress: Progress
 ) -> Reference:
-    """Run the unquantized model over the passages."""
+    """Run the unquantized model over the passages; work: keeps the layers that are finished."""
     return final_hidden_states(
         checkpoint,
         [passage.ids for passage in tokens.passages],
+        work,
         on_progress=lambda done, total: on_progress("reference, layers", done, total),
     )
 

@@ -238,6 +238,7 @@ def reference(
             show_default=False,
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make it anew, finished or not.")] = False,
     threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -246,13 +247,17 @@ def reference(
 ) -> None:
     """Run the unquantized model over the evaluation text once, and keep its hidden states.
 
-    One layer is in memory at a time. The states belong to the checkpoint's weights, tokenizer and
-    template and to the text; for anything else they are refused.
+    One layer is in memory at a time. Interrupted, the same command continues with the layer where
+    it was. The states belong to the checkpoint's weights, tokenizer and template and to the text;
+    for anything else they are refused.
     """
     from quant_eval import pipeline
     from quant_eval.manifest import Manifest
+    from quant_eval.reference_store import forget_reference
 
     console = stderr_console(quiet=quiet)
+    if force:
+        forget_reference(out)
     with _opened(checkpoint) as (opened, n_threads), progress(console) as on_progress:
         settings = settings_for(opened, n_tokens=tokens)
         binding = pipeline.bind(opened, Manifest(out), text, settings.n_tokens)

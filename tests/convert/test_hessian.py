@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from convert.errors import NumericalError
-from convert.hessian import accumulate_hessian
+from convert.hessian import accumulate_hessian, too_few_tokens
 
 
 def inputs(n_tokens: int = 300) -> torch.Tensor:
@@ -39,3 +39,13 @@ def test_broken_inputs_are_errors(value: float) -> None:
     broken[3, 4] = value
     with pytest.raises(NumericalError, match="NaN or Inf"):
         accumulate_hessian(torch.zeros(24, 24, dtype=torch.float64), broken, 0)
+
+
+def test_too_few_tokens_are_said() -> None:
+    """Catches a threshold at one token a column: with 1.7 of them a matrix of 4,864 was overfit."""
+    warning = too_few_tokens(8192, 4864)
+    assert warning is not None
+    assert "8,192 tokens for 4,864 columns are 1.7 for each and fewer than 4 overfit" in warning
+    assert "19,456" in warning
+    assert too_few_tokens(19_455, 4864)
+    assert too_few_tokens(19_456, 4864) is None

@@ -1,6 +1,7 @@
 """The streamed decoder against transformers' whole model."""
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from convert.calibration import token_batches
 from convert.checkpoint import Checkpoint
 from convert.layer_stream import HALVES, LayerStream, capturing_input
+from convert.layer_work import passing_work
 from tests.synthetic import write_checkpoint
 
 SEQUENCES = [[7, 70, 200, 12, 90, 33, 61], [101, 102, 3], [5], [88, 250, 17, 44]]
@@ -27,7 +29,9 @@ def whole_model(folder: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 8, 1000])
-def test_hidden_states_equal_the_whole_models(folder: Path, batch_tokens: int) -> None:
+def test_hidden_states_equal_the_whole_models(
+    folder: Path, tmp_path: Path, batch_tokens: int
+) -> None:
     """Catches a layer skipped or filled with another's weights, positions shifted, padding seen."""
     expected: list[torch.Tensor] = []
     model = whole_model(folder)
@@ -37,8 +41,8 @@ def test_hidden_states_equal_the_whole_models(folder: Path, batch_tokens: int) -
             with last.register_forward_hook(lambda _m, _i, output: expected.append(output[0])):
                 model(torch.tensor([ids]))
     batches = token_batches(SEQUENCES, batch_tokens=batch_tokens)
-    with Checkpoint.open(folder) as checkpoint:
-        hidden = LayerStream(checkpoint).final_hidden(batches)
+    with Checkpoint.open(folder) as checkpoint, passing_work(tmp_path / "layers", {}) as work:
+        hidden = list(LayerStream(checkpoint).final_hidden(batches, work))
     rows = [
         states[mask]
         for batch, all_states in zip(batches, hidden, strict=True)
@@ -46,6 +50,31 @@ def test_hidden_states_equal_the_whole_models(folder: Path, batch_tokens: int) -
     ]
     for ours, theirs in zip(rows, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_next_layer_is_read_while_the_caller_computes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    """Catches layers read one after the other, by need, and more than one in advance."""
+    order = [2, 1, 0] if backwards else [0, 1, 2]
+    begun: list[int] = []
+    is_read = {index: Event() for index in order}
+    load_layer = LayerStream.load_layer
+
+    def watched(stream: LayerStream, index: int) -> object:
+        begun.append(index)
+        layer = load_layer(stream, index)
+        is_read[index].set()
+        return layer
+
+    monkeypatch.setattr(LayerStream, "load_layer", watched)
+    with Checkpoint.open(folder) as checkpoint:
+        for place, (index, _) in enumerate(LayerStream(checkpoint).layers(backwards=backwards)):
+            assert index == order[place]
+            for later in order[place + 1 :][:1]:
+                assert is_read[later].wait(timeout=30), "the next layer is not read meanwhile"
+            assert begun == order[: place + 2]
 
 
 def test_two_halves_are_a_layer(folder: Path) -> None:

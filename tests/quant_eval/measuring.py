@@ -1,10 +1,12 @@
 """What several tests of measurements share: small exams, and models that say what they are told."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 from convert.calibration import Conversation
 from convert.checkpoint import Checkpoint
+from convert.layer_work import passing_work
 from quant_eval import suite
 from quant_eval.reference import Reference
 from quant_eval.reference_store import EvaluationTokens
@@ -43,5 +45,9 @@ def text_alone(
 ) -> suite.Exam:
     """An exam without problems."""
     tokens = suite.tokenize_text(checkpoint, conversations, settings.n_tokens)
-    reference = suite.make_reference(checkpoint, tokens, on_progress=no_progress)
+    with (
+        TemporaryDirectory() as folder,
+        passing_work(Path(folder) / "layers", {}) as work,
+    ):
+        reference = suite.make_reference(checkpoint, tokens, work, on_progress=no_progress)
     return suite.Exam(tokens, reference, (), settings, "these")

@@ -3,13 +3,15 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert.checkpoint import Checkpoint
-from convert.errors import OutputExistsError, UsageError
+from convert.errors import DiskFullError, OutputExistsError, UsageError
+from convert.files import partial_path
 from quant_eval import pipeline
 from quant_eval.manifest import Manifest
 from quant_eval.pipeline import NANO_CHECKPOINT, NANO_TYPES, model_name, parse_types
@@ -108,6 +110,25 @@ def test_a_dry_run_writes_nothing(
     assert capsys.readouterr().out.split() == [plan[0]["path"]]
     assert Path(plan[0]["path"]).stat().st_size == plan[0]["nbytes"]
     assert not (out / "report.json").exists()
+
+
+def test_what_is_written_already_takes_no_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an interrupted run refused on the disk that its first part has almost filled."""
+    with Checkpoint.open(write_checkpoint(tmp_path / "tiny")) as checkpoint:
+        plan = partial(
+            pipeline.make_plan, checkpoint, ["Q8_0"], Manifest(tmp_path / "out"), force=False
+        )
+        (output,) = plan().outputs
+        begun = partial_path(output.path)
+        begun.parent.mkdir()
+        begun.write_bytes(bytes(output.nbytes // 2))
+        monkeypatch.setattr("convert.files.free_space", lambda _: output.nbytes * 2 // 3)
+        plan()
+        begun.unlink()
+        with pytest.raises(DiskFullError):
+            plan()
 
 
 def test_bad_input_is_one_line(

@@ -1,5 +1,6 @@
 """The streamed reference against transformers' whole model in float32."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,24 @@ from convert.calibrate import CalibrationSettings, calibrate, plan_calibration
 from convert.calibration import load_tokenizer, tokenize_conversation
 from convert.checkpoint import Checkpoint
 from convert.errors import QwqError
+from convert.layer_work import passing_work
 from quant_eval import reference
-from quant_eval.reference import final_hidden_states, kept_hidden_states
+from quant_eval.reference import Reference, final_hidden_states, kept_hidden_states
 from tests.synthetic import sums, write_checkpoint
 
 PASSAGES = [[7, 70, 200, 12, 90, 33, 61], [101, 102, 3], [5], [88, 250, 17], [9, 8, 7]]
+
+
+def streamed(
+    checkpoint: Checkpoint,
+    folder: Path,
+    passages: Sequence[Sequence[int]] = PASSAGES,
+    *,
+    batch_tokens: int = 8,
+) -> Reference:
+    """folder: where the layers are kept while they are run."""
+    with passing_work(folder / "layers", {}) as work:
+        return final_hidden_states(checkpoint, passages, work, batch_tokens=batch_tokens)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -32,7 +46,7 @@ def test_logits_equal_transformers(
     monkeypatch.setattr(reference, "READ_ROWS", 30)
     monkeypatch.setattr(reference, "MAX_CHUNK_ELEMENTS", 2 * 320)
     with Checkpoint.open(folder) as checkpoint:
-        finished = final_hidden_states(checkpoint, PASSAGES, batch_tokens=8)
+        finished = streamed(checkpoint, tmp_path)
         spans = [(i, 0, len(ids)) for i, ids in enumerate(PASSAGES)]
         parts = [(0, 1, 6), (3, 2, 3), (1, 0, 2)]
         found = [list(rows) for rows in finished.logits(spans + parts)]
@@ -50,7 +64,7 @@ def test_rows_that_nobody_takes_are_passed_over(
     folder = write_checkpoint(tmp_path / "model", config={"num_hidden_layers": 1})
     monkeypatch.setattr(reference, "MAX_CHUNK_ELEMENTS", 3 * 320)
     with Checkpoint.open(folder) as checkpoint:
-        finished = final_hidden_states(checkpoint, PASSAGES)
+        finished = streamed(checkpoint, tmp_path)
         spans = [(i, 0, len(ids)) for i, ids in enumerate(PASSAGES)]
         whole = [list(rows) for rows in finished.logits(spans)]
         firsts = []
@@ -66,8 +80,8 @@ def test_batches_do_not_matter(batch_tokens: int, tmp_path: Path) -> None:
     """Catches padding that is looked at, and hidden states that end up at another passage."""
     folder = write_checkpoint(tmp_path / "model", config={"num_hidden_layers": 2})
     with Checkpoint.open(folder) as checkpoint:
-        one = final_hidden_states(checkpoint, PASSAGES, batch_tokens=8)
-        other = final_hidden_states(checkpoint, PASSAGES, batch_tokens=batch_tokens)
+        one = streamed(checkpoint, tmp_path)
+        other = streamed(checkpoint, tmp_path, batch_tokens=batch_tokens)
     for a, b in zip(one.hidden, other.hidden, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-3)  # the last of float16's 11 bits
 
@@ -88,7 +102,7 @@ def test_states_that_rode_along_are_the_same(tmp_path: Path) -> None:
             calibrate(plan)
         tokenizer = load_tokenizer(folder)
         passages = [tokenize_conversation(one, tokenizer).ids for one in evaluation]
-        expected = final_hidden_states(checkpoint, passages)
+        expected = streamed(checkpoint, tmp_path, passages)
         kept = kept_hidden_states(checkpoint, passages, tmp_path / "riding")
         for ours, theirs in zip(kept.hidden, expected.hidden, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)
