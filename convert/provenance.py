@@ -91,12 +91,11 @@ def add_provenance(
 def _add_imatrix(writer: gguf.GGUFWriter, imatrix: Imatrix) -> None:
     """Which imatrix, and of which text.
 
-    The keys of llama-quantize but for the file's path, which says nothing on another machine; that
-    program takes the first dataset alone.
+    The keys of llama-quantize, but without paths, which say nothing on another machine.
     """
+    names = [re.split(r"[\\/]", dataset)[-1] for dataset in imatrix.datasets]
     writer.add_string(IMATRIX_SHA256, imatrix.digest)
-    dataset = ", ".join(imatrix.datasets).encode(errors="replace").decode()
-    writer.add_string(IMATRIX_DATASET, dataset)
+    writer.add_string(IMATRIX_DATASET, ", ".join(names).encode(errors="replace").decode())
     writer.add_uint32(IMATRIX_N_ENTRIES, len(imatrix.importance))
     if imatrix.n_chunks:
         writer.add_uint32(IMATRIX_N_CHUNKS, imatrix.n_chunks)
