@@ -39,6 +39,8 @@ CHOICES = (
 """Types that run fast everywhere, one for each half bit or bit."""
 SMALL_BLOCK_CHOICES = (QuantType.IQ4_NL, QuantType.Q5_0, QuantType.Q8_0)
 """For rows that do not divide into blocks of 256."""
+LOSS_SCALE = 1000
+"""HiGHS ends where a millionth is left to gain: then a billionth of what cannot be avoided."""
 SAMPLE_N_WEIGHTS = 1 << 19
 """Weights of a matrix that are encoded to know a type's error, in rows spread over all of it."""
 
@@ -54,6 +56,34 @@ class Mix:
     types: Mapping[str, QuantType]
     nbytes: int
     divergence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The mix for a size, and what choosing gains: against the largest stock mix that fits.
+
+    of_stock_size: the best mix of no more bytes than the stock mix; both None where none fits.
+    """
+
+    mix: Mix
+    stock: Mix | None
+    of_stock_size: Mix | None
+
+    @property
+    def share(self) -> float | None:
+        """The divergence predicted of the best mix, as a part of the stock mix's of its size."""
+        if self.stock is None or self.of_stock_size is None or not self.stock.divergence:
+            return None
+        return self.of_stock_size.divergence / self.stock.divergence
+
+
+def fit(model: Qwen2Config, costs: Costs, max_nbytes: int, imatrix: Imatrix, *, name: str) -> Fit:
+    """The best mix of at most max_nbytes, beside llama.cpp's own; raises as best_mix() does."""
+    mix = best_mix(model, costs, max_nbytes, name=name)
+    stock = stock_mix(model, costs, max_nbytes, imatrix)
+    if stock is None:
+        return Fit(mix, None, None)
+    return Fit(mix, stock, best_mix(model, costs, stock.nbytes, name=name))
 
 
 def measure_costs(
@@ -98,7 +128,7 @@ def best_mix(model: Qwen2Config, costs: Costs, max_nbytes: int, *, name: str) ->
 
     specs = _matrices(model)
     options = [(row, spec, one) for row, spec in enumerate(specs) for one in costs[spec.gguf_name]]
-    nbytes = np.array([_nbytes(spec, one) for _, spec, one in options], dtype=np.float64)
+    nbytes = np.array([_nbytes(spec, one) for _, spec, one in options])
     losses = np.array([costs[spec.gguf_name][one] for _, spec, one in options])
     room = max_nbytes - _vectors_nbytes(model)
     smallest = sum(min(_nbytes(spec, one) for one in costs[spec.gguf_name]) for spec in specs)
@@ -109,18 +139,22 @@ def best_mix(model: Qwen2Config, costs: Costs, max_nbytes: int, *, name: str) ->
             f"{format_nbytes(max(0, max_nbytes))} are left for weights; give more, or a smaller "
             "--context or --kv q8_0"
         )
+    unit = int(np.gcd.reduce(nbytes))  # small whole numbers, which no tolerance can break
     columns = np.arange(len(options))
     one_each = coo_array((np.ones(len(options)), ([row for row, _, _ in options], columns)))
-    sizes = coo_array((nbytes / room, (np.zeros(len(options), dtype=int), columns)))
-    upper = np.ones(len(specs) + 1)
+    sizes = coo_array((nbytes // unit, (np.zeros(len(options), dtype=int), columns)))
+    upper = np.append(np.ones(len(specs)), room // unit)
     lower = np.append(np.ones(len(specs)), 0)
-    # In units of what cannot be avoided, so that the solver's tolerances are small beside all.
-    least = sum(min(costs[spec.gguf_name].values()) for spec in specs)
+    # In units of what cannot be avoided, so that the solver's tolerance is small beside all.
+    least = max(
+        sum(min(costs[spec.gguf_name].values()) for spec in specs), np.finfo(np.float64).tiny
+    )
     found = milp(
-        losses / max(least, np.finfo(np.float64).tiny),
+        losses / least * LOSS_SCALE,
         constraints=LinearConstraint(vstack([one_each, sizes]).tocsr(), lower, upper),
         integrality=np.ones(len(options)),
         bounds=(0, 1),
+        options={"mip_rel_gap": 0},
     )
     assert found.x is not None, found.message
     chosen = found.x > 0.5
@@ -147,7 +181,7 @@ def stock_mix(model: Qwen2Config, costs: Costs, max_nbytes: int, imatrix: Imatri
     return max(fitting, key=lambda mix: mix.nbytes, default=None)
 
 
-def recipe_of(mix: Mix, base: Recipe) -> Recipe:
+def recipe_of(mix: Mix, base: Recipe, *, about: str = "") -> Recipe:
     """The mix as a recipe whose overrides take every matrix; base: whose file type it carries."""
     layers: dict[tuple[str, QuantType], list[str]] = defaultdict(list)
     overrides = []
@@ -160,7 +194,7 @@ def recipe_of(mix: Mix, base: Recipe) -> Recipe:
     for (role, quant_type), indices in sorted(layers.items()):
         pattern = rf"^blk\.({'|'.join(indices)})\.{role}\.weight$"
         overrides.append(Override(pattern, quant_type))
-    return replace(base, name=mix.name, overrides=tuple(overrides))
+    return replace(base, name=mix.name, overrides=tuple(overrides), about=about)
 
 
 def _costs_of(

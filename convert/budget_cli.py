@@ -11,7 +11,7 @@ from convert.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convert.budget import Mix
+    from convert.budget import Fit, Mix
     from convert.checkpoint import Checkpoint
     from convert.imatrix import Imatrix
     from convert.recipe import Recipe
@@ -51,14 +51,14 @@ def fit_recipe(
     *,
     console: "Console",
     n_threads: int,
-) -> "Recipe":
-    """The recipe of the best mix that fits, after saying what it is.
+) -> "tuple[Recipe, dict[str, object]]":
+    """The recipe of the best mix that fits, after saying what it is; and the same as JSON values.
 
     Raises QwqError where nothing fits, and where the calibration lacks what is needed.
     """
     from rich.progress import Progress
 
-    from convert.budget import best_mix, measure_costs, recipe_of, stock_mix
+    from convert.budget import fit, measure_costs, recipe_of
     from convert.calibrate import open_calibration
     from convert.files import format_nbytes
     from convert.memory import MARGIN_NBYTES, share_out
@@ -89,32 +89,54 @@ def fit_recipe(
             n_threads=n_threads,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    mix = best_mix(checkpoint.model, costs, room.weights, name=options.name)
-    stock = stock_mix(checkpoint.model, costs, room.weights, imatrix)
-    _show(console, mix, stock)
-    return recipe_of(mix, RECIPES["Q4_K_M" if stock is None else stock.name])
+    found = fit(checkpoint.model, costs, room.weights, imatrix, name=options.name)
+    _show(console, found)
+    base = RECIPES["Q4_K_M" if found.stock is None else found.stock.name]
+    recipe = recipe_of(found.mix, base, about="; ".join(_predictions(found)))
+    return recipe, _document(found, room.weights)
 
 
-def _show(console: "Console", mix: "Mix", stock: "Mix | None") -> None:
+def _show(console: "Console", found: "Fit") -> None:
     from rich.table import Table
 
-    from convert.files import format_nbytes
-
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
-    for gguf_name, quant_type in mix.types.items():
+    for gguf_name, quant_type in found.mix.types.items():
         kinds[gguf_name.removesuffix(".weight").rpartition(".")[2]][quant_type.name] += 1
     table = Table("tensor", "chosen types", box=None)
     for role, counts in kinds.items():
         table.add_row(role, ", ".join(f"{n} {name}" for name, n in counts.most_common()))
     console.print(table)
-    console.print(
-        f"{mix.name}: {format_nbytes(mix.nbytes)} of weights, predicted to diverge by "
-        f"{mix.divergence:.2g} nats a token of the calibration text",
-        soft_wrap=True,
-    )
-    if stock is not None:
-        console.print(
+    for line in _predictions(found):
+        console.print(line, soft_wrap=True)
+
+
+def _predictions(found: "Fit") -> list[str]:
+    """What each mix is predicted to cost, and the gain where both have the same size."""
+    from convert.files import format_nbytes
+
+    mix, stock, same_size = found.mix, found.stock, found.of_stock_size
+    lines = [
+        f"{mix.name}: {format_nbytes(mix.nbytes)} of weights, {mix.divergence:.2g} nats a token"
+    ]
+    if stock is not None and same_size is not None and found.share is not None:
+        lines.append(
             f"{stock.name}, the largest stock mix that fits: {format_nbytes(stock.nbytes)}, "
-            f"{stock.divergence:.2g} nats",
-            soft_wrap=True,
+            f"{stock.divergence:.2g} nats; types chosen for its size: {same_size.divergence:.2g} "
+            f"nats, {found.share:.2f} of that"
         )
+    return lines
+
+
+def _document(found: "Fit", max_nbytes: int) -> dict[str, object]:
+    def described(mix: "Mix | None") -> dict[str, object] | None:
+        if mix is None:
+            return None
+        return {"name": mix.name, "nbytes": mix.nbytes, "predicted_kl_nats": mix.divergence}
+
+    return {
+        "max_nbytes": max_nbytes,
+        "mix": described(found.mix),
+        "stock": described(found.stock),
+        "of_stock_size": described(found.of_stock_size),
+        "predicted_share_of_stock": found.share,
+    }

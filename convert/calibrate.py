@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.calibration import (
+    SET_DIGEST,
     Passage,
     TokenBatch,
     load_tokenizer,
@@ -253,7 +254,7 @@ def calibrate(
         if plan.sample:
             SensitivityPass(
                 stream, plan.sample, work, n_before=result.n_layers, on_progress=on_sensitivities
-            ).run()
+            ).run(result.calibration_sha256)
         _write_results(work.folder, plan)
     return result
 
@@ -312,6 +313,7 @@ class _Pass:
         self._batches = [batch for part in plan.parts for batch in part.batches]
         self._n_tokens = sum(n_tokens_of(part.batches) for part in plan.parts)
         self._with_hessian = plan.settings.hessians
+        self._calibration_sha256 = plan.result.calibration_sha256
         self._on_progress = on_progress
 
     def run(self, work: LayerWork) -> None:
@@ -349,7 +351,7 @@ class _Pass:
             for name, tensor in one.tensors().items()
         }
         path = _layer_path(work.folder, index)
-        save_file(tensors, path)
+        save_file(tensors, path, metadata={SET_DIGEST: self._calibration_sha256})
         return path
 
     def _keep_evaluation(self, work: LayerWork) -> None:
@@ -362,7 +364,13 @@ class _Pass:
             path, size = work.states_path(self._model.n_layers), self._model.hidden_size
             every = zip(self._parts, read_states(path, self._batches, size), strict=True)
             states = (one.numpy() for part, one in every if not part.counted)
-            write_evaluation(work.folder, batches, states, eps=self._model.rms_norm_eps)
+            write_evaluation(
+                work.folder,
+                batches,
+                states,
+                eps=self._model.rms_norm_eps,
+                calibration_sha256=self._calibration_sha256,
+            )
 
     def _through(
         self,

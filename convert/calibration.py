@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 THINK_OPENING = "<think>\n"
 THINK_CLOSING = "\n</think>"
 TURN_END = "<|im_end|>"
+SET_DIGEST = "calibration_sha256"
+"""As what files of statistics hold the digest of the set that they were made with."""
 
 
 @dataclass(frozen=True, slots=True)

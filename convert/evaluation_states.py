@@ -31,11 +31,17 @@ def normed(states: Floats, eps: float) -> Halves:
 
 
 def write_evaluation(
-    folder: Path, batches: Sequence[TokenBatch], states: Iterable[Floats], *, eps: float
+    folder: Path,
+    batches: Sequence[TokenBatch],
+    states: Iterable[Floats],
+    *,
+    eps: float,
+    calibration_sha256: str,
 ) -> None:
     """Keep the final hidden states of all sequences of the batches.
 
-    states: (n_sequences, n_positions, hidden_size) a batch.
+    states: (n_sequences, n_positions, hidden_size) a batch. calibration_sha256: of the set along
+    with which they rode.
     """
     ids, lengths, kept = [], [], []
     for batch, of_batch in zip(batches, states, strict=True):
@@ -45,7 +51,11 @@ def write_evaluation(
             kept.append(normed(of_batch[row, :n], eps))
     with replacing_file(folder / EVALUATION, force=True) as file:
         np.savez(
-            file, ids=np.concatenate(ids), lengths=np.array(lengths), states=np.concatenate(kept)
+            file,
+            ids=np.concatenate(ids),
+            lengths=np.array(lengths),
+            states=np.concatenate(kept),
+            calibration_sha256=np.array(calibration_sha256),
         )
 
 

@@ -155,13 +155,15 @@ def gguf_command(
     from convert.budget_cli import FitOptions, fit_recipe, parse_nbytes
     from convert.checkpoint import Checkpoint
     from convert.encode import n_cores
-    from convert.gguf_estimate import estimate_export
+    from convert.gguf_estimate import estimate_export, n_slices_ahead
     from convert.gguf_export import check_outputs
     from convert.gguf_report import plan_document, result_document, show_estimate, show_plans
     from convert.recipe_file import load_recipe, with_overrides
+    from convert.rounding_report import rounding_lines
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     n_threads = threads or n_cores()
+    documents: dict[str, object] = {}  # of what chooses types and codes, for --json
     if fit is not None:
         chosen = (types, tensor_types, token_embedding_type, output_type)
         _check_fit(fit, calibration, type_is_given=any(one is not None for one in chosen))
@@ -175,11 +177,10 @@ def gguf_command(
         )
         if fit is not None and calibration is not None and importance is not None:
             options = FitOptions(fit, context, kv_type, margin)
-            recipes = [
-                fit_recipe(
-                    opened, calibration, importance, options, console=console, n_threads=n_threads
-                )
-            ]
+            recipe, predicted = fit_recipe(
+                opened, calibration, importance, options, console=console, n_threads=n_threads
+            )
+            recipes, documents = [recipe], {"fit": predicted}
         else:
             recipes = [
                 with_overrides(
@@ -199,13 +200,19 @@ def gguf_command(
             row_source=rounder,
             split_nbytes=None if split_size is None else parse_nbytes(split_size, "--split-size"),
         )
+        n_ahead = n_slices_ahead(opened, plans, n_threads)
         if dry_run:
             estimate = estimate_export(opened, plans, n_threads=n_threads)
             if as_json:
-                typer.echo(json.dumps(plan_document(opened, plans, estimate), indent=2))
+                if rounder is not None:
+                    documents["rounding"] = _rounding_plan(rounder, n_ahead)
+                document = plan_document(opened, plans, estimate) | documents
+                typer.echo(json.dumps(document, indent=2))
             else:
                 show_plans(Console(highlight=False), opened, plans, tensors=True)
                 show_estimate(Console(highlight=False), estimate)
+                if rounder is not None:
+                    _show_rounding(Console(highlight=False), rounder, n_ahead)
             return
         check_outputs(plans, force=force)
         if not quiet:
@@ -214,17 +221,21 @@ def gguf_command(
                 console, estimate_export(opened, plans, n_threads=n_threads, patience=0.02)
             )
         if rounder is not None:
-            _show_rounding(console, rounder)
+            _show_rounding(console, rounder, n_ahead)
         start_s = time.monotonic()
         results = _export(opened, plans, console, threads=n_threads, force=force)
         elapsed_s = time.monotonic() - start_s
-    for line in () if rounder is None else rounder.report():
-        console.print(line, soft_wrap=True)
+    if rounder is not None:
+        choices = [choice for result in results for choice in result.choices]
+        for line in (*rounding_lines(choices), *rounder.token_lines()):
+            console.print(line, soft_wrap=True)
     console.print(
         f"{len(results)} written in {elapsed_s:.1f} s, {checkpoint} read once", soft_wrap=True
     )
     if as_json:
-        typer.echo(json.dumps(result_document(results, elapsed_s), indent=2))
+        if rounder is not None:
+            documents["rounding"] = rounder.token_document()
+        typer.echo(json.dumps(result_document(results, elapsed_s) | documents, indent=2))
     else:
         for result in results:
             typer.echo(result.path)
@@ -295,17 +306,29 @@ def _rounder(
     )
 
 
-def _show_rounding(console: "Console", rounder: "GptqRounding") -> None:
+def _show_rounding(console: "Console", rounder: "GptqRounding", n_ahead: int) -> None:
     """What the Hessians' rounding takes beside all else, which knows nothing of it."""
     from convert.estimate import estimated_seconds, format_duration
     from convert.files import format_nbytes
 
-    estimate = rounder.estimate()
+    estimate = rounder.estimate(n_ahead=n_ahead)
     console.print(
         f"GPTQ rounding: about {format_duration(estimated_seconds(estimate))} on this machine's "
         f"processor as it is now, {format_nbytes(estimate.peak_nbytes)} of memory",
         soft_wrap=True,
     )
+    for line in rounder.token_lines():
+        console.print(line, soft_wrap=True)
+
+
+def _rounding_plan(rounder: "GptqRounding", n_ahead: int) -> dict[str, object]:
+    from convert.estimate import estimated_seconds
+
+    estimate = rounder.estimate(n_ahead=n_ahead)
+    return rounder.token_document() | {
+        "memory_nbytes": estimate.peak_nbytes,
+        "duration_s": round(estimated_seconds(estimate), 1),
+    }
 
 
 def _plan(

@@ -71,6 +71,12 @@ def estimate_export(
     )
 
 
+def n_slices_ahead(checkpoint: Checkpoint, plans: Sequence[FilePlan], n_threads: int) -> int:
+    """Slices that are between reading and writing at a time."""
+    slices = cut_into_slices(checkpoint, SLICE_N_WEIGHTS)
+    return in_flight_limit(n_threads, buffered_nbytes(plans, slices))
+
+
 def _memory_nbytes(
     checkpoint: Checkpoint, plans: Sequence[FilePlan], slices: Sequence[Slice], n_threads: int
 ) -> int:

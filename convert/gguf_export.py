@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
-from convert.encode import n_cores, row_nbytes
+from convert.encode import QuantType, n_cores, row_nbytes
 from convert.errors import (
     CheckpointError,
     DiskFullError,
@@ -34,10 +34,11 @@ from convert.files import (
 )
 from convert.gguf_output import GgufOutput
 from convert.journal import Journal, journal_path, load_journal
-from convert.plan import FilePlan, TensorPlan, plan_file
+from convert.plan import FilePlan, RowSource, TensorPlan, plan_file
 from convert.provenance import shard_paths
 from convert.read_back import check_written
 from convert.recipe import find_recipe
+from convert.rounding_report import Choice
 from convert.slice_encoder import Encoded, Job, encode_slice
 from convert.source_reader import RawSlice, Slice, SourceReader, cut_into_slices
 
@@ -53,13 +54,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class GgufResult:
-    """An output that was written whole; `path` is its first file."""
+    """An output that was written whole; `path` is its first file.
+
+    choices: of the matrices that were rounded with their Hessians.
+    """
 
     path: Path
     recipe_name: str
     nbytes: int
     n_weights: int
     bits_per_weight: float
+    choices: tuple[Choice, ...] = ()
 
 
 def export_gguf(
@@ -109,8 +114,15 @@ def export_planned(
         check_outputs(plans, force=force)
         _make(checkpoint, outputs, threads or n_cores(), on_progress, on_read_back, force=force)
     return [
-        GgufResult(plan.path, plan.recipe.name, plan.nbytes, plan.n_weights, plan.bits_per_weight)
-        for plan in plans
+        GgufResult(
+            plan.path,
+            plan.recipe.name,
+            plan.nbytes,
+            plan.n_weights,
+            plan.bits_per_weight,
+            output.choices,
+        )
+        for plan, output in zip(plans, outputs, strict=True)
     ]
 
 
@@ -208,6 +220,7 @@ def _convert(
     """Write all slices to all outputs; returns the SHA-256 of each shard."""
     for output in outputs:
         output.begin(force=force)
+    row_sources = _row_sources(outputs)
     slices = outputs[0].slices
     n_total, n_done = sum(piece.nbytes for piece in slices), 0
     with (
@@ -225,6 +238,9 @@ def _convert(
                     commit.result()
                     _commit([(one, one.journal()) for one in outputs])
                 raise
+            if piece.is_last:
+                for row_source in row_sources:
+                    row_source.release(piece.info.name)
             n_done += piece.nbytes
             if on_progress is not None:
                 on_progress(n_done, n_total)
@@ -234,6 +250,19 @@ def _convert(
                 last_commit_s = time.monotonic()
         commit.result()
         return reader.finish()
+
+
+def _row_sources(outputs: Sequence[GgufOutput]) -> list[RowSource]:
+    """What encodes rows in the encoders' place, told of what the outputs still lack."""
+    wanted: dict[RowSource, dict[str, frozenset[QuantType]]] = {}
+    for output in outputs:
+        if output.plan.row_source is not None:
+            of_source = wanted.setdefault(output.plan.row_source, {})
+            for name, quant_type in output.pending().items():
+                of_source[name] = of_source.get(name, frozenset()) | {quant_type}
+    for row_source, of_source in wanted.items():
+        row_source.expect(of_source)
+    return list(wanted)
 
 
 def _encode_all(

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from io import FileIO
 from typing import Literal
 
-from convert.encode import ByteArray, row_nbytes
+from convert.encode import ByteArray, QuantType, row_nbytes
 from convert.errors import NumericalError, StaleOutputError
 from convert.files import disk_errors, partial_path, sync_folder
 from convert.journal import Journal, journal_path, load_journal
 from convert.plan import FilePlan, TensorPlan, aligned
 from convert.provenance import fill_digests
 from convert.read_back import Written
+from convert.rounding_report import Choice
 from convert.slice_encoder import Job, job_of
 from convert.source_reader import Slice
 from convert.tensor_error import TensorError
@@ -22,9 +23,9 @@ from convert.tensor_error import TensorError
 class GgufOutput:
     """Written slice by slice in reading order, each at its place; use begin() first.
 
-    n_done: slices that are written, `source` what was read of the shards until there; is_verified:
-    read back and found whole. Nothing has a final name before publish(), and until forget() a new
-    GgufOutput continues where this was.
+    n_done: slices that are written, `source` what was read of the shards until there; choices: how
+    complete tensors were rounded with Hessians; is_verified: read back and found whole. Nothing has
+    a final name before publish(), and until forget() a new GgufOutput continues where this was.
     """
 
     def __init__(self, plan: FilePlan, slices: Sequence[Slice], identity: str) -> None:
@@ -41,6 +42,7 @@ class GgufOutput:
         self._sha256: dict[str, str] = {}
         self._hash = hashlib.sha256()
         self._error = TensorError()
+        self.choices: tuple[Choice, ...] = ()
         self.is_verified = False
 
     def begin(self, *, force: bool) -> None:
@@ -70,6 +72,14 @@ class GgufOutput:
     def job(self, piece: Slice) -> Job:
         return job_of(self.plan, self._tensors[piece.info.name])
 
+    def pending(self) -> dict[str, QuantType]:
+        """The tensors that are not complete, with their types."""
+        return {
+            name: tensor.quant_type
+            for name, tensor in self._tensors.items()
+            if tensor.gguf_name not in self._sha256
+        }
+
     def write(
         self, piece: Slice, blocks: ByteArray, error: TensorError, *, source: tuple[str, ...]
     ) -> None:
@@ -97,6 +107,9 @@ class GgufOutput:
                     f"{tensor.name}: as {tensor.quant_type.name} it {problem}; "
                     "choose a type with more bits"
                 )
+            if self.plan.row_source is not None:
+                choice = self.plan.row_source.choice(tensor.name, tensor.quant_type)
+                self.choices += () if choice is None else (choice,)
         self.n_done = piece.index + 1
         self.source = source
 
@@ -107,6 +120,7 @@ class GgufOutput:
             source=self.source,
             tensor_sha256=dict(self._sha256),
             error=self._error,
+            choices=self.choices,
             is_verified=self.is_verified,
         )
 
@@ -188,6 +202,7 @@ class GgufOutput:
         self.source = journal.source
         self._sha256 = dict(journal.tensor_sha256)
         self._error = journal.error
+        self.choices = journal.choices
         self.is_verified = journal.is_verified
 
     def _hash_again(self) -> None:

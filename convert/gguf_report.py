@@ -10,6 +10,7 @@ from convert.gguf_estimate import Estimate
 from convert.gguf_export import GgufResult
 from convert.journal import journal_path, load_journal
 from convert.plan import FilePlan
+from convert.rounding_report import rounding_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,6 +121,7 @@ def result_document(results: Sequence[GgufResult], elapsed_s: float) -> dict[str
                 "nbytes": result.nbytes,
                 "n_weights": result.n_weights,
                 "bits_per_weight": round(result.bits_per_weight, 4),
+                **({"rounding": rounding_document(result.choices)} if result.choices else {}),
             }
             for result in results
         ],

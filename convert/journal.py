@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from convert.files import replacing_file
+from convert.rounding_report import Choice, parse_choice
 from convert.tensor_error import TensorError
 
 MAX_NBYTES = 100_000_000
@@ -19,6 +20,7 @@ class Journal:
     source: SHA-256 of each shard that was read completely, then of the next one as far as it was.
     tensor_sha256: by GGUF name, of the complete tensors.
     error: of the tensor that is not complete, as far as it was written.
+    choices: how the complete tensors were rounded, of those that were rounded with their Hessians.
     is_verified: read back and found whole; what is left to do is giving the final names.
     """
 
@@ -27,6 +29,7 @@ class Journal:
     source: tuple[str, ...] = ()
     tensor_sha256: dict[str, str] = field(default_factory=dict)
     error: TensorError = field(default_factory=TensorError)
+    choices: tuple[Choice, ...] = ()
     is_verified: bool = False
 
     def save(self, path: Path) -> None:
@@ -51,16 +54,17 @@ def load_journal(path: Path) -> Journal | None:
                 "tensor_sha256": dict(tensor_sha256),
                 "error": dict(error),
                 "is_verified": bool(is_verified),
-            }:
+            } as record:
                 return Journal(
                     identity,
                     n_slices,
                     tuple(map(str, source)),
                     tensor_sha256,
                     TensorError(**error),
+                    tuple(map(parse_choice, record.get("choices", ()))),
                     is_verified,
                 )
             case _:
                 return None
-    except (ValueError, TypeError, RecursionError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None

@@ -1,6 +1,7 @@
 """What a conversion will write: every tensor's type and place, and exact bytes, before any work."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +20,7 @@ from convert.provenance import add_provenance
 from convert.qwen2 import Qwen2Config, tensor_specs
 from convert.recipe import Recipe, choose_types
 from convert.recipe_file import recipe_text
+from convert.rounding_report import Choice
 from convert.tokenizer_metadata import add_general, add_tokenizer
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
@@ -33,8 +35,17 @@ class RowSource(Protocol):
     @property
     def description(self) -> str: ...
 
+    def expect(self, wanted: Mapping[str, frozenset[QuantType]]) -> None:
+        """Of which matrices, in which types, rows will be asked for from now on."""
+
     def rows(self, name: str, quant_type: QuantType, start: int, stop: int) -> ByteArray | None:
         """Encoded rows start to stop; None leaves them to the encoder. Any thread may call it."""
+
+    def release(self, name: str) -> None:
+        """No more rows of this matrix will be asked for."""
+
+    def choice(self, name: str, quant_type: QuantType) -> Choice | None:
+        """How the rows that it gave were encoded; None where it gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +189,7 @@ def _headers(
         checkpoint,
         recipe=recipe_text(recipe),
         file_type=recipe.file_type,
-        imatrix_sha256=None if imatrix is None else imatrix.digest,
+        imatrix=imatrix,
         rounding=rounding,
         n_tensors=len(tensors),
     )

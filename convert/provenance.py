@@ -14,12 +14,17 @@ from typing import NamedTuple
 import gguf
 
 from convert.checkpoint import Checkpoint
+from convert.imatrix import Imatrix
 
 VERSION = "qwq.version"
 RECIPE = "qwq.recipe"
 FILE_TYPE = "qwq.file_type"
 """Equals general.file_type unless another tool changed the tensors and copied these keys."""
 IMATRIX_SHA256 = "qwq.imatrix.sha256"
+IMATRIX_DATASET = "quantize.imatrix.dataset"
+"""Of qwq calibrate's files `qwq-local:` and the calibration set's digest."""
+IMATRIX_N_ENTRIES = "quantize.imatrix.entries_count"
+IMATRIX_N_CHUNKS = "quantize.imatrix.chunks_count"
 ROUNDING = "qwq.rounding"
 """How codes were chosen where not each weight was rounded on its own."""
 REPOSITORY = "qwq.source.repository"
@@ -63,7 +68,7 @@ def add_provenance(
     *,
     recipe: str,
     file_type: int,
-    imatrix_sha256: str | None,
+    imatrix: Imatrix | None,
     rounding: str,
     n_tensors: int,
 ) -> None:
@@ -73,13 +78,27 @@ def add_provenance(
     writer.add_string(VERSION, version("qwq-local"))
     writer.add_string(RECIPE, recipe)
     writer.add_uint32(FILE_TYPE, file_type)
-    writer.add_string(IMATRIX_SHA256, imatrix_sha256 or "")  # the writer leaves empty ones out
-    writer.add_string(ROUNDING, rounding)
+    if imatrix is not None:
+        _add_imatrix(writer, imatrix)
+    writer.add_string(ROUNDING, rounding)  # the writer leaves empty ones out
     writer.add_string(REPOSITORY, origin.repository or "")
     writer.add_string(REVISION, origin.revision or "")
     writer.add_array(SOURCE_FILES, [shard.name for shard in shards])
     writer.add_array(SOURCE_SHA256, [UNKNOWN_SHA256] * len(shards))
     writer.add_array(TENSOR_SHA256, [UNKNOWN_SHA256] * n_tensors)
+
+
+def _add_imatrix(writer: gguf.GGUFWriter, imatrix: Imatrix) -> None:
+    """Which imatrix, and of which text.
+
+    The keys of llama-quantize, but without paths, which say nothing on another machine.
+    """
+    names = [re.split(r"[\\/]", dataset)[-1] for dataset in imatrix.datasets]
+    writer.add_string(IMATRIX_SHA256, imatrix.digest)
+    writer.add_string(IMATRIX_DATASET, ", ".join(names).encode(errors="replace").decode())
+    writer.add_uint32(IMATRIX_N_ENTRIES, len(imatrix.importance))
+    if imatrix.n_chunks:
+        writer.add_uint32(IMATRIX_N_CHUNKS, imatrix.n_chunks)
 
 
 def shard_paths(checkpoint: Checkpoint) -> list[Path]:

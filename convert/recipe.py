@@ -121,6 +121,7 @@ class Recipe:
     token_embedding_type, output_type, overrides: what the user asks for, in this order.
     needs_importance: types that this mix allows only with importance, beside those that always
     need it.
+    about: in words, what was predicted of it; it decides nothing.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Recipe:
     token_embedding_type: QuantType | None = None
     output_type: QuantType | None = None
     overrides: tuple[Override, ...] = ()
+    about: str = ""
 
 
 F32, F16, BF16 = QuantType.F32, QuantType.F16, QuantType.BF16

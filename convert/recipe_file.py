@@ -24,7 +24,7 @@ TENSOR_TYPES = {
 }
 """Types that a single tensor may be given."""
 
-_KEYS = {"name", "base", "token_embedding_type", "output_type", "tensors"}
+_KEYS = {"name", "base", "about", "token_embedding_type", "output_type", "tensors"}
 _NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -65,18 +65,21 @@ def with_overrides(
         embedding = _tensor_type(token_embedding_type, "--token-embedding-type")
     if output_type is not None:
         output = _tensor_type(output_type, "--output-type")
-    return replace(
+    changed = replace(
         recipe,
         token_embedding_type=embedding,
         output_type=output,
         overrides=(*overrides, *recipe.overrides),
     )
+    return recipe if changed == recipe else replace(changed, about="")
 
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as TOML that load_recipe reads back to the same."""
     base = next(base for base in RECIPES.values() if base.file_type == recipe.file_type)
     lines = [f"name = {json.dumps(recipe.name)}", f"base = {json.dumps(base.name)}"]
+    if recipe.about:
+        lines.append(f"about = {json.dumps(recipe.about)}")
     if recipe.token_embedding_type is not None:
         lines.append(f'token_embedding_type = "{recipe.token_embedding_type.name}"')
     if recipe.output_type is not None:
@@ -116,6 +119,7 @@ def _parse_recipe(table: Mapping[str, Any], source: str) -> Recipe:
         token_embedding_type=_optional_type(table, "token_embedding_type", source),
         output_type=_optional_type(table, "output_type", source),
         overrides=tuple(overrides),
+        about=_text(table, "about", source) if "about" in table else "",
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.calibration import TokenBatch
+from convert.calibration import SET_DIGEST, TokenBatch
 from convert.checkpoint import Checkpoint, Float32Array
 from convert.errors import NumericalError, QwqError
 from convert.files import remove, replacing_file
@@ -101,14 +101,14 @@ class SensitivityPass:
     def _n_done(self) -> int:
         return self._work.n_done - self._n_before
 
-    def run(self) -> None:
-        """Write SENSITIVITIES into the work's folder."""
+    def run(self, calibration_sha256: str) -> None:
+        """Write SENSITIVITIES into the work's folder. calibration_sha256: of the sample's set."""
         with threads_for(self._model):
             self._forward()
             if self._n_done == self._model.n_layers:
                 self._head()
             self._backward()
-        self._merge()
+        self._merge(calibration_sha256)
 
     def _forward(self) -> None:
         import torch
@@ -226,7 +226,7 @@ class SensitivityPass:
                 )
             yield states.grad
 
-    def _merge(self) -> None:
+    def _merge(self, calibration_sha256: str) -> None:
         """One file of all steps' results; what else was written goes."""
         import torch
         from safetensors.torch import load_file, save
@@ -243,7 +243,7 @@ class SensitivityPass:
             tensors[f"{EMBEDDINGS}.rows"] = torch.full((n_rows,), 1 / n_rows)
             tensors[f"{EMBEDDINGS}.columns"] = (embedded / self._n_tokens).float()
             with replacing_file(folder / SENSITIVITIES) as file:
-                file.write(save(tensors))
+                file.write(save(tensors, metadata={SET_DIGEST: calibration_sha256}))
         for kind in ("sensitivity-*.safetensors", "inputs-*.f32", "gradients-*.f32"):
             for path in folder.glob(kind):
                 remove(path)

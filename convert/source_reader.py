@@ -39,6 +39,11 @@ class Slice:
         return self.info.shape[-1]
 
     @property
+    def is_last(self) -> bool:
+        """Whether the tensor ends with it."""
+        return self.stop == prod(self.info.shape[:-1])
+
+    @property
     def row_nbytes(self) -> int:
         return self.n_in * ITEM_NBYTES[self.info.dtype]
 

@@ -4,8 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.budget_cli import FitOptions, fit_recipe
-from convert.calibrate import CalibrationSettings, calibrate, plan_calibration
+from convert.calibrate import (
+    Calibration,
+    CalibrationSettings,
+    calibrate,
+    open_calibration,
+    plan_calibration,
+)
 from convert.checkpoint import Checkpoint
+from convert.errors import QwqError
 from convert.files import check_disk_space
 from convert.imatrix import read_imatrix
 from convert.layer_stream import find_device
@@ -33,10 +40,9 @@ def plan_fitted(
     The calibration stays in the manifest's folder for the next size.
     """
     folder = manifest.folder / "calibration"
-    if not folder.exists():
-        _calibrate(checkpoint, folder, on_progress=on_progress)
+    _calibrate(checkpoint, folder, on_progress=on_progress)
     imatrix = read_imatrix(folder / "imatrix.gguf")
-    recipe = fit_recipe(checkpoint, folder, imatrix, options, console=console, n_threads=threads)
+    recipe, _ = fit_recipe(checkpoint, folder, imatrix, options, console=console, n_threads=threads)
     path = manifest.folder / f"{model_name(checkpoint)}-{recipe.name}.gguf"
     file = plan_file(checkpoint, recipe, path, imatrix=imatrix)
     check_disk_space(manifest.folder, file.nbytes)
@@ -45,15 +51,35 @@ def plan_fitted(
 
 
 def _calibrate(checkpoint: Checkpoint, folder: Path, *, on_progress: Progress) -> None:
+    """Calibrate, but for a folder of the same text and settings; one with Hessians too will do.
+
+    Raises QwqError for any other.
+    """
     plan = plan_calibration(
         checkpoint,
         folder,
         passages=calibration_passages(checkpoint),
         settings=SETTINGS,
     )
+    if folder.exists():
+        there, wanted = map(_what_decides, (open_calibration(folder, checkpoint), plan.result))
+        if there != wanted:
+            raise QwqError(
+                f"{folder}: is of {there}, and {wanted} would be taken now; move it away to "
+                "calibrate anew, or use it as it is: `qwq convert gguf --fit --calibration`"
+            )
+        return
     calibrate(
         plan,
         device=find_device(None),
         on_progress=lambda done, total: on_progress("calibrating, tokens", done, total),
         on_sensitivities=lambda done, total: on_progress("sensitivities, steps", done, total),
+    )
+
+
+def _what_decides(calibration: Calibration) -> str:
+    """All that types are chosen by, beside the checkpoint."""
+    return (
+        f"{calibration.n_tokens:,} tokens of set {calibration.calibration_sha256[:12]}, "
+        f"{calibration.n_sampled:,} for sensitivities"
     )

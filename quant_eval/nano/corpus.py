@@ -102,6 +102,11 @@ def shipped_sets(
     return {path: [_json_line(problem) for problem in problems] for path, problems in sets.items()}
 
 
+def held_out_lines(n_per_kind: int, *, seed: int) -> list[str]:
+    """So many conversations of each kind from the held-out side, where the shipped are too few."""
+    return [_json_line(one) for kind in TASKS for one in held_out(kind, n_per_kind, seed=seed)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--held-out", type=int, metavar="N", help="conversations of each kind")
@@ -112,8 +117,7 @@ def main() -> None:
         parser.error("--held-out and --out go together; give both, or neither")
     sets = shipped_sets()
     if arguments.out:
-        problems = [p for k in TASKS for p in held_out(k, arguments.held_out, seed=arguments.seed)]
-        sets = {arguments.out: [_json_line(problem) for problem in problems]}
+        sets = {arguments.out: held_out_lines(arguments.held_out, seed=arguments.seed)}
     for path, lines in sets.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")

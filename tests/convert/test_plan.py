@@ -95,7 +95,7 @@ def test_a_file_names_its_source(tmp_path: Path, small: Path) -> None:
     """Digests of shards, tensors and imatrix, the recipe and the version, but no path."""
     imatrix_path = tmp_path / "secret-place.gguf"
     importance = {"blk.0.ffn_down.weight": np.ones(512, dtype=np.float32)}
-    write_imatrix(imatrix_path, importance, n_tokens=10, dataset="words")
+    write_imatrix(imatrix_path, importance, n_tokens=10, dataset="/secret-place/words")
     with Checkpoint.open(small) as checkpoint:
         imatrix = read_imatrix(imatrix_path)
         plan = plan_file(checkpoint, RECIPES["Q8_0"], tmp_path / "o.gguf", imatrix=imatrix)
@@ -116,6 +116,12 @@ def test_a_file_names_its_source(tmp_path: Path, small: Path) -> None:
             for one in header.tensors.values()
         ],
     }
+    of_imatrix = {
+        key.removeprefix("quantize.imatrix."): value
+        for key, value in header.metadata.items()
+        if key.startswith("quantize.imatrix.")
+    }
+    assert of_imatrix == {"dataset": "words", "entries_count": 1, "chunks_count": 1}
     assert b"secret-place" not in data
 
 

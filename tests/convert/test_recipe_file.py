@@ -49,6 +49,15 @@ def test_a_recipe_from_a_file(tmp_path: Path) -> None:
     assert load_recipe("q4_k_m") is RECIPES["Q4_K_M"]
 
 
+def test_what_is_said_of_a_recipe_holds_for_it_alone(tmp_path: Path) -> None:
+    """Catches a prediction that outlives the types that it was made for, or is lost on the way."""
+    recipe = load_recipe(write(tmp_path, 'name = "x"\nbase = "Q4_K_M"\nabout = "0.1 nats"\n'))
+    assert recipe.about == "0.1 nats"
+    assert load_recipe(write(tmp_path, recipe_text(recipe))) == recipe
+    assert with_overrides(recipe) == recipe
+    assert with_overrides(recipe, output_type="Q8_0").about == ""
+
+
 def test_the_example_is_a_recipe() -> None:
     """What the documentation points to can be used as it is."""
     recipe = load_recipe(str(Path(__file__).parents[2] / "examples/recipe.toml"))

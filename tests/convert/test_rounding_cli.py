@@ -60,7 +60,7 @@ def test_every_output_holds_the_rounded_rows(
     shown = " ".join(run.stderr.split())
     n_fitted = json.loads((calibration / "calibration.json").read_text())["n_fitted"]
     assert f"Hessians of {n_fitted:,} tokens, {n_fitted / 512:.1f} for each of up to 512" in shown
-    assert "more --hessian-tokens would help" not in shown
+    assert "overfit" not in shown
     imatrix = read_imatrix(calibration / "imatrix.gguf")
     with Checkpoint.open(source) as checkpoint:
         opened = open_calibration(calibration, checkpoint)
@@ -107,7 +107,14 @@ def test_too_few_tokens_for_rounding_are_said(source: Path, tmp_path: Path) -> N
     assert 0 < n_fitted < 512
     shown = " ".join(run.stderr.split())
     assert f"Hessians of {n_fitted} tokens, {n_fitted / 512:.1f} for each of up to 512" in shown
-    assert "fewer tokens than columns overfit; more --hessian-tokens would help" in shown
+    assert shown.count(f"{n_fitted} tokens for 512 columns are") == 2  # before work and after
+    planned = gguf(source, "-o", tmp_path / "few.gguf", *options, "--dry-run")
+    assert f"{n_fitted} tokens for 512 columns are" in " ".join(planned.stdout.split())
+    planned = gguf(source, "-o", tmp_path / "few.gguf", *options, "--dry-run", "--json")
+    of_rounding = json.loads(planned.stdout)["rounding"]
+    assert f"{n_fitted} tokens for 512 columns are" in of_rounding["warning"]
+    assert of_rounding["tokens_per_column"] == pytest.approx(n_fitted / 512, abs=0.005)
+    assert of_rounding["memory_nbytes"] > 4 * 512 * 512
 
 
 def test_the_best_damping_is_kept_and_refined(
@@ -123,7 +130,8 @@ def test_the_best_damping_is_kept_and_refined(
             monkeypatch.setattr(rounding, "N_SWEEPS", n_sweeps)
             rounded = GptqRounding(checkpoint, opened, {name: frozenset({quant_type})})
             rounded.rows(name, quant_type, 0, 1)
-            (choice,) = rounded.choices
+            choice = rounded.choice(name, quant_type)
+            assert choice is not None
             return choice.relative_error
 
         alone = [error((damp,), 0) for damp in (0.1, 1e4)]

@@ -230,9 +230,13 @@ def export(folder: Path, recipe: Recipe, path: Path, imatrix: Imatrix | None) ->
 
 
 def same_file(ours: Path, theirs: Path) -> bool:
-    """All tensors and all metadata but ours of the file's origin, which llama.cpp does not know."""
+    """All tensors and all metadata but ours of the file's origin, which libllama does not know.
+
+    llama-quantize adds what it says of the imatrix itself.
+    """
     our_metadata, their_metadata = read_header(ours).metadata, read_header(theirs).metadata
-    keys = {key for key in our_metadata | their_metadata if not key.startswith("qwq.")}
+    of_origin = ("qwq.", "quantize.imatrix.")
+    keys = {key for key in our_metadata | their_metadata if not key.startswith(of_origin)}
     return stored_tensors(ours) == stored_tensors(theirs) and all(
         np.array_equal(our_metadata[key], their_metadata[key]) for key in keys
     )
