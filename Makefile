@@ -52,7 +52,8 @@ baseline: $(READY) ## make the baseline of `make gate` anew, from what `make qua
 	@$(BIN)/qwq eval baseline models/nano-qwq/nano-qwq-Q8_0.gguf models/nano-qwq/nano-qwq-Q6_K.gguf \
 	models/nano-qwq/nano-qwq-Q4_K_M.gguf models/nano-qwq/nano-qwq-Q2_K.gguf \
 	models/nano-qwq/nano-qwq-gptq-4bit --floor models/nano-qwq/nano-qwq-BF16.gguf \
-	--reference quant_eval/nano/checkpoint -o models/nano-qwq --save $(BASELINE) --force
+	--floor quant_eval/nano/checkpoint --reference quant_eval/nano/checkpoint \
+	-o models/nano-qwq --save $(BASELINE) --force
 
 test: $(READY) ## run all tests (TESTS="tests/convert -k golden" for some)
 	@$(BIN)/python -m pytest $(TESTS)

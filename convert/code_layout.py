@@ -150,7 +150,10 @@ LAYOUTS = {
     QuantType.Q2_K: BlockLayout(
         Packed(256, (_pairs(16),)),
         units=(80, 82),
-        scales=tuple(Packed(16, (Field(4, lambda j, bit=bit: (j, bit)),)) for bit in (0, 4)),
+        scales=(
+            Packed(16, (Field(4, lambda j: (j, 0)),)),
+            Packed(16, (Field(4, lambda j: (j, 4)),)),
+        ),
     ),
     QuantType.IQ4_XS: BlockLayout(
         Packed(256, (_nibbles(8, 32),)),

@@ -155,14 +155,16 @@ class _Grid:
 def _parts(quant_type: QuantType) -> Float32Array:
     """What part of its span each code of a type adds, read off a block whose scales are 1."""
     layout = LAYOUTS[quant_type]
-    block = np.zeros((1, row_nbytes(quant_type, block_size(quant_type))), dtype=np.uint8)
+    n_bytes = row_nbytes(quant_type, block_size(quant_type))
+    block: ByteArray = np.zeros((1, n_bytes), dtype=np.uint8)
     for packed in layout.scales:
         block = packed.fill(block, packed.worthless + 1)
     for offset in layout.units:
         block = replace_unit(block, offset, np.ones(1, np.float16))
     values = code_values(block, range(layout.codes.lowest, layout.codes.highest + 1), quant_type)
-    worth: Float32Array = values[:, 0, 0]
-    return (worth - worth[0]) / (worth[-1] - worth[0])
+    worth = values[:, 0, 0]
+    parts: Float32Array = (worth - worth[0]) / (worth[-1] - worth[0])
+    return parts
 
 
 def _fix_columns(columns: torch.Tensor, inv_chol: torch.Tensor, grid: _Grid) -> torch.Tensor:

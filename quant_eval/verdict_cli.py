@@ -207,9 +207,9 @@ def baseline(
         typer.echo(json.dumps({"baseline": str(save), "entries": summaries}, indent=2))
         return
     typer.echo(save)
-    for one in summaries:
-        if one["not_measured"]:
-            typer.echo(f"{one['name']}: not measured: {', '.join(one['not_measured'])}", err=True)
+    for summary in summaries:
+        if absent := summary["not_measured"]:
+            typer.echo(f"{summary['name']}: not measured: {', '.join(absent)}", err=True)
 
 
 def parity(
