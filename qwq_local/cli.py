@@ -48,8 +48,8 @@ COMMANDS_ELSEWHERE = {
     "eval": Elsewhere("quant_eval.cli", "app", "Measure what quantizing did to a model."),
 }
 
-LOUD_ON_LOADING = ("torchao", "torch.utils._pytree")
-"""Libraries that log what they could not load, which nothing here uses."""
+LOUD_LIBRARIES = ("gguf", "torchao", "torch.utils._pytree")
+"""They log what they could not load and nothing here uses, or each file that they describe."""
 
 app = typer.Typer(
     help="Quantize QwQ-32B, run it and measure it, on this machine.",
@@ -325,7 +325,7 @@ for _name, _place in COMMANDS_ELSEWHERE.items():
 def main() -> None:
     """Run the program. Exit codes: 0, 1 error, 2 usage, 3 regression found, 130 interrupted."""
     logging.getLogger("qwq_local").setLevel(logging.WARNING)
-    for library in LOUD_ON_LOADING:
+    for library in LOUD_LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         code = typer.main.get_command(app).main(prog_name="qwq", standalone_mode=False)
