@@ -114,9 +114,9 @@ def calibrate(
 ) -> None:
     """Measure what every linear of a checkpoint reads, for imatrix files and GPTQ.
 
-    One layer and the next are in memory, and a batch of hidden states; all others lie in a file
-    beside the output, which the system keeps in memory as far as they fit. Interrupted, the same
-    command continues where it was.
+    One layer is in memory while the next is read, and a batch of hidden states.
+    All others lie in a file beside the output, kept in memory as far as they fit.
+    Interrupted, the same command continues where it was.
     """
     from rich.console import Console
 

@@ -32,8 +32,6 @@ BATCH_TOKENS = 2048
 PIECE_CHARACTERS = 4000  # some 1,000 tokens of English, 2,500 of Chinese
 HELD_OUT_EVERY = 8
 """Of the sequences that Hessians are made of, every eighth is held out to judge them by."""
-
-
 SMALL_VOCABULARY = 4096
 N_GENERATED = 370
 GENERATED_SIZES = (1, 2, 3, 2, 4, 1, 3, 2, 5, 1, 3)
