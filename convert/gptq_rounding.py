@@ -107,15 +107,16 @@ def refine_blocks(
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """What codes are worth in each column: its lowest value, and a part of its span more.
+    """What codes are worth in each column: its lowest value, and so many steps more.
 
-    low, span: (n_columns, n_out). parts: (n_codes,), of the span, rising from 0 to 1; None where
-    they are even.
+    low, step, per_step: (n_columns, n_out); per_step is 1 / step, and 0 where all codes are worth
+    the same. steps: (n_codes,), of each code, rising from 0; None where they are whole numbers.
     """
 
     low: torch.Tensor
-    span: torch.Tensor
-    parts: torch.Tensor | None
+    step: torch.Tensor
+    per_step: torch.Tensor
+    steps: torch.Tensor | None
     lowest: int
     highest: int
 
@@ -128,32 +129,34 @@ class _Grid:
         lowest, highest = layout.codes.lowest, layout.codes.highest
         ends = code_values(blocks, range(lowest, highest + 1, highest - lowest), quant_type)
         low, high = (_as_columns(end.reshape(like.shape[1], -1), like=like) for end in ends)
-        parts = None
+        step = high.sub_(low).div_(highest - lowest)
+        per_step = step.reciprocal().masked_fill_(step == 0, 0)
+        steps = None
         if not layout.is_affine:
-            parts = torch.from_numpy(_parts(quant_type)).to(like)
-        return cls(low, high.sub_(low), parts, lowest, highest)
+            steps = torch.from_numpy(_steps(quant_type)).to(like)
+        return cls(low, step, per_step, steps, lowest, highest)
 
     def taken(self, order: torch.Tensor) -> _Grid:
         """The same with its columns in another order."""
-        low, span = (values.index_select(0, order) for values in (self.low, self.span))
-        return _Grid(low, span, self.parts, self.lowest, self.highest)
+        low, step = self.low.index_select(0, order), self.step.index_select(0, order)
+        per_step = self.per_step.index_select(0, order)
+        return _Grid(low, step, per_step, self.steps, self.lowest, self.highest)
 
     def nearest(self, column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The codes nearest to the numbers that a column should hold, and their values."""
         import torch
 
-        low, span = self.low[column], self.span[column]
-        part = torch.where(span == 0, 0, (wanted - low) / span)  # 0: all codes are worth the same
-        if self.parts is None:
-            n_steps = self.highest - self.lowest
-            code = (part * n_steps).round().clamp(0, n_steps)
-            return code + self.lowest, low + code * (span / n_steps)
-        code = torch.bucketize(part, (self.parts[1:] + self.parts[:-1]) / 2)
-        return code + self.lowest, low + self.parts[code] * span
+        low = self.low[column]
+        steps = (wanted - low).mul_(self.per_step[column])
+        if self.steps is None:
+            steps.round_().clamp_(0, self.highest - self.lowest)
+            return steps + self.lowest, torch.addcmul(low, steps, self.step[column])
+        code = torch.bucketize(steps, (self.steps[1:] + self.steps[:-1]) / 2)
+        return code + self.lowest, torch.addcmul(low, self.steps[code], self.step[column])
 
 
-def _parts(quant_type: QuantType) -> Float32Array:
-    """What part of its span each code of a type adds, read off a block whose scales are 1."""
+def _steps(quant_type: QuantType) -> Float32Array:
+    """How many steps each code of a type adds, read off a block whose scales are 1."""
     layout = LAYOUTS[quant_type]
     n_bytes = row_nbytes(quant_type, block_size(quant_type))
     block: ByteArray = np.zeros((1, n_bytes), dtype=np.uint8)
@@ -163,8 +166,8 @@ def _parts(quant_type: QuantType) -> Float32Array:
         block = replace_unit(block, offset, np.ones(1, np.float16))
     values = code_values(block, range(layout.codes.lowest, layout.codes.highest + 1), quant_type)
     worth = values[:, 0, 0]
-    parts: Float32Array = (worth - worth[0]) / (worth[-1] - worth[0])
-    return parts
+    steps: Float32Array = (worth - worth[0]) / (worth[-1] - worth[0]) * (len(worth) - 1)
+    return steps
 
 
 def _fix_columns(columns: torch.Tensor, inv_chol: torch.Tensor, grid: _Grid) -> torch.Tensor:
@@ -211,7 +214,7 @@ def _fit_scales(
         for scale, part in zip(scales, _pieces(0, len(worth), len(worth) // packed.n), strict=True):
             step, reach = _best_step(worth, pulls, hessian, part)
             best = (scale + step).round().clamp(packed.lowest, packed.highest)
-            pulls -= reach * (best - scale)
+            pulls.addcmul_(reach, best - scale, value=-1)
             scale.copy_(best)
         blocks = packed.replace(blocks, scales.T.to(torch.uint8).contiguous().cpu().numpy())
     for offset, values in unit_values(blocks, quant_type):
@@ -220,7 +223,7 @@ def _fit_scales(
         step, reach = _best_step(worth, pulls, hessian, slice(None))
         best = (unit + step).half().to(unit)
         best = torch.where(best.isfinite(), best, unit)
-        pulls -= reach * (best - unit)
+        pulls.addcmul_(reach, best - unit, value=-1)
         blocks = replace_unit(blocks, offset, best.half().cpu().numpy())
     return blocks
 
