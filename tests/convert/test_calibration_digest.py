@@ -64,7 +64,7 @@ def in_rounding(folder: Path) -> object:
 
 
 def in_gptq(folder: Path) -> object:
-    out = convert(folder, "gptq", "--calibration", folder / "text.jsonl")
+    out = convert(folder, "gptq", "--text", folder / "text.jsonl")
     return json.loads((out / "config.json").read_text())["quantization_config"]
 
 
