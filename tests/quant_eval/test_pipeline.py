@@ -154,10 +154,10 @@ def test_bad_input_is_one_line(
         ),
         (
             1,
-            "holds no conversation",
+            "holds no text",
             ("eval", "run", gguf, "--reference", checkpoint, "--text", text, *out),
         ),
-        (1, "holds no conversation", ("quantize", checkpoint, "--text", text, *out)),
+        (1, "holds no text", ("quantize", checkpoint, "--text", text, *out)),
         (2, "--tokens", ("quantize", checkpoint, "--tokens", "0", *out)),
     ]
     for code, reason, arguments in cases:
