@@ -106,9 +106,9 @@ def quantize(
     A second run makes and measures only what is new.
     """
     from convert.budget_cli import FitOptions
-    from convert.calibration import load_conversations
     from convert.checkpoint import Checkpoint
     from convert.encode import n_cores
+    from convert.passages import load_pieces
     from quant_eval import pipeline
     from quant_eval.fitted import plan_fitted
     from quant_eval.manifest import Manifest
@@ -124,7 +124,7 @@ def quantize(
             "out"
         )
     if text is not None:
-        load_conversations(text)  # a text that is none is said now, not after hours of work
+        load_pieces(text)  # a text that is none is said now, not after hours of work
     console = stderr_console(quiet=quiet)
     with Checkpoint.open(path) as checkpoint:
         manifest = Manifest(out or Path("models") / pipeline.model_name(checkpoint))

@@ -84,10 +84,10 @@ def conversation(problem: Problem) -> Conversation:
 
 
 def _json_line(problem: Problem) -> str:
+    usual = {"tools": None, "is_cut": False}
     record = asdict(conversation(problem))
-    if problem.tools is None:
-        del record["tools"]
-    return json.dumps(record, ensure_ascii=False)
+    kept = {key: value for key, value in record.items() if usual.get(key, ...) != value}
+    return json.dumps(kept, ensure_ascii=False)
 
 
 def shipped_sets(
