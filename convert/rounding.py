@@ -72,8 +72,8 @@ class GptqRounding:
         """What decides the codes, beside the checkpoint and the quant types."""
         calibration = self._calibration
         return (
-            f"gptq, {N_SWEEPS} sweep, {calibration.n_fitted} tokens of "
-            f"{calibration.calibration_sha256}"
+            f"gptq by activity, {N_SWEEPS} sweep over codes and scales, "
+            f"{calibration.n_fitted} tokens of {calibration.calibration_sha256}"
         )
 
     def estimate(self, *, n_ahead: int) -> Estimate:
