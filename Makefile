@@ -43,6 +43,16 @@ eval: $(READY) ## measure files that are there against MODEL (FILES="a.gguf b.gg
 	$(BIN)/qwq eval run $(FILES) --reference "$${model:-quant_eval/nano/checkpoint}" \
 	$${out:+--out "$$out"}
 
+autogptq: build/autogptq/ready ## make build/autogptq, where the tests have AutoGPTQ read our folders
+
+build/autogptq/ready: tests/autogptq.txt $(READY)
+	@echo "build/autogptq: installing AutoGPTQ and the packages of its time"
+	@rm -rf build/autogptq && $(PYTHON) -m venv build/autogptq
+	@here='$(BIN:.venv/%=build/autogptq/%)'; "$$here/python" -m pip install -qq --no-deps -r tests/autogptq.txt && \
+	packages="import sysconfig; print(sysconfig.get_path('purelib'))" && \
+	$(BIN)/python -c "$$packages" > "$$($$here/python -c "$$packages")/venv.pth"
+	@touch $@
+
 gate: $(READY) ## fail where a file of `make quantize` is worse than the committed baseline
 	@for name in Q8_0.gguf Q6_K.gguf Q4_K_M.gguf Q2_K.gguf gptq-4bit; do echo "nano-qwq-$$name:"; \
 	$(BIN)/qwq eval gate models/nano-qwq/nano-qwq-$$name --baseline $(BASELINE) \
@@ -106,4 +116,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-second bench-eval bench-layer bench-serve soak constraints clean
+.PHONY: help setup quantize eval autogptq gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-second bench-eval bench-layer bench-serve soak constraints clean
