@@ -41,8 +41,8 @@ K_TYPES = ("Q4_K", "Q6_K")  # of Q4_K_M
 GB = 1e9
 FACTOR = """
 import sys, torch
-from convert.gptq import factor_inverse
-factor_inverse(torch.eye(int(sys.argv[1])), 0.05)
+from convert.code_feedback import factor
+factor(torch.eye(int(sys.argv[1])), 0.05)
 """
 
 
@@ -149,7 +149,7 @@ def measure_factor(n_in: int, nothing: Cost) -> None:
     peak = (4 * FACTORING * n_in**2 + nothing.peak_nbytes) / GB
     print(
         f"| one factor of {n_in:,} columns | {cost.wall_s:.0f} | {cost.cpu_s:.0f} "
-        f"| {cost.peak_nbytes / GB:.2f} ({peak:.2f}) | {n_in**3 / cost.wall_s / GB:.0f} |",
+        f"| {cost.peak_nbytes / GB:.2f} ({peak:.2f}) | {n_in**3 / 3 / cost.wall_s / GB:.0f} |",
         flush=True,
     )
 

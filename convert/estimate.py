@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convert.gptq import GptqSettings
+from convert.hessian import hessian_operations
 from convert.passages import BATCH_TOKENS, HELD_OUT_EVERY
 from convert.qwen2 import Qwen2Config
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
 SENSITIVITY_PASSES = 4  # of each layer: forward; forward, back to its inputs and its weights
-FACTORING = 3.3  # matrices of a Hessian's size, itself included, while it is factored: measured
+FACTORING = 2.2  # matrices of a Hessian's size, itself included, while it is factored: measured
 GRID_COPIES = 5  # of a group's columns, while its scales are sought
 OPERATIONS_PER_CODE = 900  # elementwise, for each weight, damping and sweep: measured
 OPERATIONS_PER_CANDIDATE = 8  # elementwise, for each weight and each scale tried
@@ -44,8 +45,8 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
     n_elementwise = 0
     n_solves = len(settings.damps)
     for n_in, n_out in solves:
-        n_matrix += 2 * n_tokens * n_in**2  # Hessian
-        n_matrix += n_solves * (n_in**3 + n_out * n_in**2)  # factor and inverse; lazy updates
+        n_matrix += hessian_operations(n_in, n_tokens)
+        n_matrix += n_solves * (n_in**3 // 3 + n_out * n_in**2)  # factor, errors passed on
         if settings.is_judged:
             n_tries = n_solves + (settings.n_sweeps > 0)
             n_matrix += n_tries * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
@@ -111,7 +112,7 @@ def estimate_calibration(
     n_matrix = 2 * (n_tokens + SENSITIVITY_PASSES * n_sampled) * n_weights
     floats = 2 * n_weights + 4 * batch_tokens * model.intermediate_size  # and the next layer
     if n_fitted:
-        n_matrix += sum(2 * n_fitted * n_in**2 for n_in, _ in sites(model))
+        n_matrix += sum(hessian_operations(n_in, n_fitted) for n_in, _ in sites(model))
         floats += sum(n_in * (n_in + n_held_out) for n_in, _ in sites(model))
     return Estimate(float(model.n_layers * n_matrix), 0.0, 4 * floats)
 
@@ -126,7 +127,7 @@ def estimate_rounding(
     n_matrix = n_elementwise = 0
     for n_in, n_out in sites(model):
         n_tries = n_types * n_dampings
-        n_matrix += n_dampings * n_in**3 + n_tries * n_out * n_in**2
+        n_matrix += n_dampings * n_in**3 // 3 + n_tries * n_out * n_in**2
         n_matrix += n_types * (1 + n_sweeps) * 2 * n_out * n_in**2
         n_matrix += (n_tries + 2 * n_types) * 2 * n_held_out * n_in * n_out
         n_elementwise += (n_tries + n_types * n_sweeps) * n_out * n_in * OPERATIONS_PER_CODE

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from convert.code_feedback import MAX_DAMP, factor, fix_columns, mean_diagonal
 from convert.code_sweep import best_codes, sweep_blocks
 from convert.errors import NumericalError, UsageError
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
 LARGEST_SCALE = 65504.0  # and its largest
-MAX_DAMP = 1.0
-INVERTED_AT_ONCE = 128  # columns of a triangular matrix
 CACHED_ROWS = 4096  # solved at a time on a processor: a chunk of their columns stays in its cache
 PER_CHANNEL = -1
 ORDERS = ("columns", "groups", "activations")
@@ -176,7 +175,7 @@ def _solve(
     n_out, n_in = weight.shape
     group_size = settings.columns_per_group(n_in)
     assert n_in % group_size == 0, (n_in, group_size)
-    inv_chol, damp = factor_inverse(hessian, settings.damp, order)
+    upper, damp = factor(hessian, settings.damp, order)
     codes = torch.empty(n_in, n_out, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(n_in // group_size, n_out, dtype=hessian.dtype, device=weight.device)
     zeros = torch.empty_like(scales)
@@ -187,7 +186,7 @@ def _solve(
         else:
             columns = columns.index_select(0, order)
         _fix_columns(
-            columns, inv_chol, settings, into=(codes[:, rows], scales[:, rows], zeros[:, rows])
+            columns, upper, settings, into=(codes[:, rows], scales[:, rows], zeros[:, rows])
         )
     group_of = torch.arange(n_in, device=weight.device) // group_size
     return GptqSolution(
@@ -204,39 +203,52 @@ def _rows_at_once(weight: torch.Tensor) -> Iterator[slice]:
 
 def _fix_columns(
     columns: torch.Tensor,
-    inv_chol: torch.Tensor,
+    upper: torch.Tensor,
     settings: GptqSettings,
     *,
     into: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
-    """Fix one column after the other and spread its errors over those to come.
+    """Choose codes, and each group's grid just before its first column is fixed.
 
     columns: (n_in, n_out), used up. into: codes, scales and zeros, each column or group a row.
     """
+    codes, scales, zeros = into
+    group_size = settings.columns_per_group(len(columns))
+
+    def choose(column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        index = column // group_size
+        if column % group_size == 0:
+            group = slice(column, column + group_size)
+            scales[index], zeros[index] = choose_grid(
+                _completed(columns, upper, group, wanted), settings
+            )
+        code = round_to_codes(wanted[0], scales[index], zeros[index], settings)
+        return code, (code - zeros[index]) * scales[index]
+
+    fix_columns(columns, upper, chunk=settings.column_chunk, choose=choose, into=codes)
+
+
+def _completed(
+    columns: torch.Tensor, upper: torch.Tensor, group: slice, wanted: torch.Tensor
+) -> torch.Tensor:
+    """What a group's columns would hold if none of them were rounded, (group_size, n_out).
+
+    wanted: what its columns should hold by the errors of those before it, or the first of them.
+    """
     import torch
 
-    codes, scales, zeros = into
-    n_in, n_out = columns.shape
-    group_size = settings.columns_per_group(n_in)
-    for start in range(0, n_in, settings.column_chunk):
-        stop = min(start + settings.column_chunk, n_in)
-        errors = columns.new_zeros(stop - start, n_out)
-        for column in range(start, stop):
-            index = column // group_size
-            if column % group_size == 0:
-                group_stop = column + group_size
-                within = columns[column : min(stop, group_stop)]
-                # The lazy update has not reached the group's columns after the chunk.
-                spread = inv_chol[start:column, stop:group_stop].T @ errors[: column - start]
-                group = torch.cat([within, columns[stop:group_stop] - spread])
-                scales[index], zeros[index] = choose_grid(group, settings)
-            code = round_to_codes(columns[column], scales[index], zeros[index], settings)
-            rounded = (code - zeros[index]) * scales[index]
-            error = (columns[column] - rounded) / inv_chol[column, column]
-            columns[column:stop] -= inv_chol[column, column:stop, None] * error
-            errors[column - start] = error
-            codes[column] = code.to(torch.uint8)
-        columns[stop:].addmm_(inv_chol[start:stop, stop:].T, errors, alpha=-1)
+    if group.start == 0:
+        return columns[group]
+    given = wanted[: group.stop - group.start]
+    beyond = slice(group.start + len(given), group.stop)  # in chunks to come
+    pulls = torch.cat(
+        [
+            given - columns[group.start : beyond.start],
+            upper[: group.start, beyond].T @ columns[: group.start],
+        ]
+    )
+    moves: torch.Tensor = torch.linalg.solve_triangular(upper[group, group].T, pulls, upper=False)
+    return columns[group] + moves
 
 
 def refine_solution(
@@ -363,73 +375,3 @@ def _grid(
     if low is None:
         return scale, torch.full_like(scale, settings.middle)
     return scale, (-low / scale).round().clamp(1, settings.max_code)
-
-
-def factor_inverse(
-    hessian: torch.Tensor, damp: float, order: torch.Tensor | None = None
-) -> tuple[torch.Tensor, float]:
-    """Upper Cholesky factor U of the damped Hessian's inverse, U^T U, and the damping used.
-
-    order: in which columns and rows are taken; None: as they are.
-    Damping rises tenfold, up to 1, while the Hessian is not positive definite. Flipped in both
-    axes, its lower factor L is U's inverse, so that one factorization and one triangular inverse
-    do. No more than three matrices of the Hessian's size live at a time, itself included.
-    """
-    if not bool(hessian.isfinite().all()):
-        raise NumericalError("its Hessian holds NaN or Inf; the calibration inputs are damaged")
-    mean = mean_diagonal(hessian)
-    if mean <= 0:
-        raise NumericalError("its Hessian is zero, no input was active; calibrate on more text")
-    while True:
-        lower = _lower_factor(hessian, damp * mean, order)
-        if lower is not None:
-            break
-        if damp >= MAX_DAMP:
-            raise NumericalError(
-                f"its Hessian is indefinite even with damping {damp:g}; calibrate on more text"
-            )
-        damp = min(10 * damp, MAX_DAMP)
-    _invert_lower(lower)
-    return lower.flip(0, 1), damp
-
-
-def mean_diagonal(hessian: torch.Tensor) -> float:
-    """What damping is a fraction of."""
-    return float(hessian.diagonal().cpu().double().mean())  # MPS has no float64
-
-
-def _lower_factor(
-    hessian: torch.Tensor, added: float, order: torch.Tensor | None
-) -> torch.Tensor | None:
-    """The lower Cholesky factor of the ordered Hessian flipped in both axes; None: it has none.
-
-    added: to the diagonal.
-    """
-    import torch
-
-    if order is None:
-        order = torch.arange(len(hessian), device=hessian.device)
-    flipped = hessian[order.flip(0)][:, order.flip(0)]
-    flipped.diagonal().add_(added)
-    lower, failed_at = torch.linalg.cholesky_ex(flipped)
-    return None if int(failed_at) else lower
-
-
-def _invert_lower(lower: torch.Tensor) -> None:
-    """Invert a lower triangular matrix in place: its two halves, then what couples them.
-
-    Nearly all of it is matrix products, which take a third of a triangular solve's time.
-    """
-    import torch
-
-    n = len(lower)
-    if n <= INVERTED_AT_ONCE:
-        identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
-        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
-        return
-    first, last = lower[: n // 2, : n // 2], lower[n // 2 :, n // 2 :]
-    _invert_lower(first)
-    _invert_lower(last)
-    coupling = lower[n // 2 :, : n // 2]
-    torch.matmul(last, coupling @ first, out=coupling)
-    coupling.neg_()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convert.code_feedback import fix_columns, mean_diagonal
 from convert.code_layout import (
     LAYOUTS,
     Codes,
@@ -22,10 +23,9 @@ from convert.code_layout import (
     scale_values,
     unit_values,
 )
-from convert.code_sweep import AT_ONCE, best_codes, sweep_blocks
+from convert.code_sweep import best_codes, sweep_blocks
 from convert.decode import decode_rows
 from convert.encode import ByteArray, Float32Array, QuantType, block_size, row_nbytes
-from convert.gptq import mean_diagonal
 
 if TYPE_CHECKING:
     import torch
@@ -39,13 +39,13 @@ def round_matrix(
     blocks: ByteArray,
     quant_type: QuantType,
     *,
-    inv_chol: torch.Tensor,
+    upper: torch.Tensor,
     order: torch.Tensor,
 ) -> ByteArray:
     """The same blocks with codes by which the output on the Hessian's inputs changes least.
 
     weight: (n_out, n_in) float32. blocks: its encoding, (n_out, row_nbytes), whose scales stay.
-    order: (n_in,), in which columns are fixed. inv_chol: (n_in, n_in), of gptq.factor_inverse() in
+    order: (n_in,), in which columns are fixed. upper: (n_in, n_in), of code_feedback.factor() in
     that order.
     Source: Frantar et al. 2022 (GPTQ), algorithm 1, with the scales given.
     """
@@ -55,9 +55,10 @@ def round_matrix(
     codes = np.empty((n_out, n_in), dtype=np.uint8)
     for start in range(0, n_out, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        columns = weight[rows].T.to(inv_chol.dtype).index_select(0, order)
+        columns = weight[rows].T.to(upper.dtype).index_select(0, order)
         grid = _Grid.of(_apart(blocks[rows], quant_type), quant_type, like=columns).taken(order)
-        fixed = _fix_columns(columns, inv_chol, grid)
+        fixed = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
+        fix_columns(columns, upper, chunk=COLUMN_CHUNK, choose=grid.nearest_first, into=fixed)
         codes[rows] = torch.empty_like(fixed).index_copy_(0, order, fixed).T.cpu().numpy()
     return _with_codes(blocks, codes, quant_type)
 
@@ -154,6 +155,10 @@ class _Grid:
         code = torch.bucketize(steps, (self.steps[1:] + self.steps[:-1]) / 2)
         return code + self.lowest, torch.addcmul(low, self.steps[code], self.step[column])
 
+    def nearest_first(self, column: int, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of a column and those after it, of which only it is fixed."""
+        return self.nearest(column, wanted[0])
+
 
 def _steps(quant_type: QuantType) -> Float32Array:
     """How many steps each code of a type adds, read off a block whose scales are 1."""
@@ -168,30 +173,6 @@ def _steps(quant_type: QuantType) -> Float32Array:
     worth = values[:, 0, 0]
     steps: Float32Array = (worth - worth[0]) / (worth[-1] - worth[0]) * (len(worth) - 1)
     return steps
-
-
-def _fix_columns(columns: torch.Tensor, inv_chol: torch.Tensor, grid: _Grid) -> torch.Tensor:
-    """Codes of columns in the order of the factor and the grid, (n_in, n_out) uint8.
-
-    columns: (n_in, n_out), used up.
-    """
-    import torch
-
-    codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
-    for chunk in _pieces(0, len(columns), COLUMN_CHUNK):
-        errors = torch.empty_like(columns[chunk])
-        for piece in _pieces(chunk.start, chunk.stop, AT_ONCE):
-            for column in range(piece.start, piece.stop):
-                code, rounded = grid.nearest(column, columns[column])
-                error = (columns[column] - rounded) / inv_chol[column, column]
-                coming = slice(column + 1, piece.stop)
-                columns[coming].addr_(inv_chol[column, coming], error, alpha=-1)
-                codes[column], errors[column - chunk.start] = code.to(torch.uint8), error
-            rest = slice(piece.stop, chunk.stop)
-            made = errors[piece.start - chunk.start : piece.stop - chunk.start]
-            columns[rest].addmm_(inv_chol[piece, rest].T, made, alpha=-1)
-        columns[chunk.stop :].addmm_(inv_chol[chunk, chunk.stop :].T, errors, alpha=-1)
-    return codes
 
 
 def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 BROKEN_INPUTS = "its inputs hold NaN or Inf; the weights before it are damaged"
+ROWS_AT_ONCE = 2048  # of a Hessian, computed from their diagonal on; the rest is symmetric
 ENOUGH_TOKENS = 4  # for each column; with 1.7 GPTQ rounding was seen to fit the text, not the model
 
 
@@ -44,8 +45,17 @@ def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor, n_seen: int)
     n_total = n_seen + len(inputs)
     if n_total > n_seen:
         inputs = inputs.to(hessian.dtype)
-        hessian.addmm_(inputs.T, inputs, beta=n_seen / n_total, alpha=2 / n_total)
+        share = {"beta": n_seen / n_total, "alpha": 2 / n_total}
+        for start in range(0, len(hessian), ROWS_AT_ONCE):
+            stop = start + ROWS_AT_ONCE
+            hessian[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:], **share)
+            hessian[stop:, start:stop] = hessian[start:stop, stop:].T
     return n_total
+
+
+def hessian_operations(n_in: int, n_tokens: int) -> int:
+    """Floating-point operations that n_tokens inputs of n_in columns take."""
+    return n_tokens * n_in * (n_in + min(n_in, ROWS_AT_ONCE))
 
 
 class InputStatistics:

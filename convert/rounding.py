@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from convert.calibrate import IMATRIX_NAMES, Calibration
 from convert.checkpoint import Checkpoint, Float32Array
+from convert.code_feedback import factor
 from convert.code_layout import LAYOUTS
 from convert.decode import decode_rows
 from convert.encode import ByteArray, QuantType, encode_rows, row_nbytes
 from convert.errors import NumericalError, QwqError
 from convert.estimate import Estimate, estimate_rounding, sites
 from convert.gguf_export import SLICE_N_WEIGHTS
-from convert.gptq import factor_inverse
 from convert.gptq_rounding import refine_blocks, round_matrix
 from convert.hessian import too_few_tokens
 from convert.imatrix import read_imatrix
@@ -197,17 +197,17 @@ class GptqRounding:
             order = hessian.diagonal().argsort(descending=True, stable=True)
             for damp in DAMPS:
                 try:
-                    inv_chol, used_damp = factor_inverse(hessian, damp, order)
+                    upper, used_damp = factor(hessian, damp, order)
                 except NumericalError as error:
                     raise NumericalError(f"{names[0]}: {error}") from error
                 for one in candidates:
                     blocks = round_matrix(
-                        one.weight, one.plain, one.quant_type, inv_chol=inv_chol, order=order
+                        one.weight, one.plain, one.quant_type, upper=upper, order=order
                     )
                     one.offer(blocks, used_damp)
                     if used_damp != damp:
                         one.raised += ((damp, used_damp),)
-                del inv_chol
+                del upper
             for one in candidates:
                 one.refine(hessian)
         for one in candidates:

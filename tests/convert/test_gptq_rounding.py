@@ -7,18 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from convert import code_sweep, gptq_rounding
+from convert import code_feedback, code_sweep
 from convert.calibrate import Calibration, CalibrationSettings, calibrate, plan_calibration
 from convert.checkpoint import Checkpoint
-from convert.code_layout import (
-    LAYOUTS,
-    read_unit,
-    replace_unit,
-)
+from convert.code_feedback import factor
+from convert.code_layout import LAYOUTS, read_unit, replace_unit
 from convert.decode import decode_rows
 from convert.encode import ByteArray, QuantType, block_size, encode_rows, row_nbytes
 from convert.errors import QwqError
-from convert.gptq import factor_inverse
 from convert.gptq_rounding import refine_blocks, round_matrix
 from convert.passages import SMALL_VOCABULARY, built_in_passages
 from convert.rounding import GptqRounding
@@ -51,7 +47,7 @@ def rounded(weight: torch.Tensor, quant_type: QuantType, hessian: torch.Tensor) 
         weight,
         plain(weight, quant_type, hessian),
         quant_type,
-        inv_chol=factor_inverse(hessian, 0.02, order)[0],
+        upper=factor(hessian, 0.02, order)[0],
         order=order,
     )
 
@@ -81,7 +77,7 @@ def test_columns_at_once_do_not_matter(n_at_once: int, monkeypatch: pytest.Monke
     for quant_type in (QuantType.Q4_K, QuantType.Q6_K, QuantType.IQ4_XS):
         found = []
         for n in (code_sweep.AT_ONCE, n_at_once):
-            monkeypatch.setattr(gptq_rounding, "AT_ONCE", n)
+            monkeypatch.setattr(code_feedback, "AT_ONCE", n)
             monkeypatch.setattr(code_sweep, "AT_ONCE", n)
             blocks = rounded(weight, quant_type, hessian)
             refined = refine_blocks(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from convert import hessian as hessian_module
 from convert.errors import NumericalError
 from convert.hessian import accumulate_hessian, too_few_tokens
 
@@ -19,6 +20,16 @@ def test_batches_do_not_matter(sizes: list[int]) -> None:
     for batch in torch.split(inputs(), sizes):
         n_seen = accumulate_hessian(hessian, batch, n_seen)
     assert n_seen == 300
+    torch.testing.assert_close(hessian, 2 * inputs().T @ inputs() / 300)
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 24])
+def test_rows_at_once_do_not_matter(n_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a lower half that stays behind the upper one, and rows past the last."""
+    monkeypatch.setattr(hessian_module, "ROWS_AT_ONCE", n_rows)
+    hessian = torch.zeros(24, 24, dtype=torch.float64)
+    for n_seen in (0, 200):
+        accumulate_hessian(hessian, inputs()[n_seen : n_seen + 200], n_seen)
     torch.testing.assert_close(hessian, 2 * inputs().T @ inputs() / 300)
 
 
