@@ -180,13 +180,11 @@ def _solve(
     scales = torch.empty(n_in // group_size, n_out, dtype=hessian.dtype, device=weight.device)
     zeros = torch.empty_like(scales)
     for rows in _rows_at_once(weight):
-        columns = weight[rows].T.to(hessian.dtype)
-        if order is None:
-            columns = columns.clone(memory_format=torch.contiguous_format)
-        else:
-            columns = columns.index_select(0, order)
-        _fix_columns(
-            columns, upper, settings, into=(codes[:, rows], scales[:, rows], zeros[:, rows])
+        _fix_columns(  # no name holds the columns, so that they go before the next ones are made
+            _ordered_columns(weight[rows].to(hessian.dtype), order),
+            upper,
+            settings,
+            into=(codes[:, rows], scales[:, rows], zeros[:, rows]),
         )
     group_of = torch.arange(n_in, device=weight.device) // group_size
     return GptqSolution(
@@ -199,6 +197,15 @@ def _rows_at_once(weight: torch.Tensor) -> Iterator[slice]:
     n_at_once = CACHED_ROWS if weight.device.type == "cpu" else n_out
     for start in range(0, n_out, n_at_once):
         yield slice(start, min(start + n_at_once, n_out))
+
+
+def _ordered_columns(rows: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """A copy of some rows as contiguous columns, (n_in, n_rows)."""
+    import torch
+
+    if order is None:
+        return rows.T.clone(memory_format=torch.contiguous_format)
+    return rows.T.index_select(0, order)
 
 
 def _fix_columns(
