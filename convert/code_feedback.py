@@ -25,7 +25,7 @@ REVERSED_AT_ONCE = 1 << 22  # numbers of a factor
 Choose = Callable[[int, "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 """Of a column, and what it and those after it in its chunk should hold: its codes and values.
 
-For columns that divide by AT_ONCE, all that comes before is in what those after it should hold.
+At multiples of AT_ONCE all that comes before is in what those after it should hold, too.
 """
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convert.code_feedback import MAX_DAMP, factor, fix_columns, mean_diagonal
-from convert.code_sweep import best_codes, sweep_blocks
+from convert.code_sweep import AT_ONCE, best_codes, sweep_blocks
 from convert.errors import NumericalError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class GptqSettings:
     how many clipped scales are tried beside the full one; 0 tries none. n_sweeps: how often the
     exporter chooses every code once more, and takes them where they err no more on what is held
     out. version: of the file format, 1 or 2.
-    column_chunk: columns solved before the lazy update of the rest; it changes speed alone.
+    column_chunk: columns brought up to date together; it changes speed alone.
     """
 
     bits: int = 4
@@ -246,6 +246,7 @@ def _completed(
 
     if group.start == 0:
         return columns[group]
+    assert group.start % AT_ONCE == 0, group  # else `wanted` holds too little
     given = wanted[: group.stop - group.start]
     beyond = slice(group.start + len(given), group.stop)  # in chunks to come
     pulls = torch.cat(

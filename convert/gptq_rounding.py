@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 ROWS_AT_ONCE = 1024
-COLUMN_CHUNK = 256  # columns solved before the lazy update of the rest
+COLUMN_CHUNK = 256  # columns brought up to date together
 
 
 def round_matrix(
