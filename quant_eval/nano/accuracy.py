@@ -78,10 +78,10 @@ def tool_calls(answer: str) -> list[dict[str, Any]]:
 
 
 def load_reference() -> tuple[Any, Any]:
-    """The bundled model in bfloat16 and its tokenizer."""
+    """The bundled model, its bfloat16 weights widened to float32, and its tokenizer."""
     from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+    model = Qwen2ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(CHECKPOINT)
 
 

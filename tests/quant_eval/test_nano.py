@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from convert.calibration import load_conversations
+from convert.checkpoint import Checkpoint
 from quant_eval.nano import CHECKPOINT, corpus, train
 from quant_eval.nano.accuracy import N_PROBLEMS, accuracy, load_reference
 from quant_eval.nano.corpus import MIX
@@ -48,7 +49,8 @@ def test_sizes_take_the_paths_of_the_32b(model: Any) -> None:
     assert config.num_hidden_layers >= 8  # else the first eighth of the layers is empty
     assert not config.tie_word_embeddings
     assert config.rope_parameters["rope_theta"] == 1e6
-    assert model.dtype == torch.bfloat16
+    with Checkpoint.open(CHECKPOINT) as checkpoint:
+        assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"BF16"}
     assert 4e6 <= sum(weight.numel() for weight in model.parameters()) <= 8e6
     assert model.model.layers[0].self_attn.k_proj.bias.abs().max() > 0
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 20_000_000
