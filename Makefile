@@ -15,6 +15,8 @@ KV = f16
 FILES = models/nano-qwq/*.gguf
 # What `make gate` holds the bundled model's files against.
 BASELINE = quant_eval/data/nano-baseline.json
+# Calibration texts that `make bench-calibrate` and `make bench-second` make everything from.
+DRAWS = 1
 # What `make test` hands to pytest, as in TESTS="tests/convert -k golden".
 TESTS =
 
@@ -87,13 +89,14 @@ bench-convert: $(READY) ## compare our one pass to GGUF with a BF16 file and lla
 	@$(BIN)/python benchmarks/one_pass.py
 
 bench-calibrate: $(READY) ## compare imatrix, GPTQ rounding and GPTQ: KL, time, memory
-	@$(BIN)/python benchmarks/calibration.py
+	@$(BIN)/python benchmarks/calibration.py --draws $(DRAWS)
 
 bench-second: $(READY) ## the same on a checkpoint unlike nano-qwq, which is trained first: half an hour
 	@[ -f build/second-checkpoint/model.safetensors ] || $(BIN)/python benchmarks/second_checkpoint.py
 	@$(BIN)/python benchmarks/calibration.py --checkpoint build/second-checkpoint \
 	--text build/second-checkpoint/calibration.jsonl \
-	--evaluation build/second-checkpoint/evaluation.jsonl --only gguf --only gptq --only gptqmodel
+	--evaluation build/second-checkpoint/evaluation.jsonl --only gguf --only gptq --only gptqmodel \
+	--draws $(DRAWS)
 
 bench-layer: $(READY) ## run calibration and GPTQ on a layer of QwQ-32B's shapes: what the whole costs
 	@$(BIN)/python benchmarks/real_layer.py

@@ -7,13 +7,17 @@ cost least. And GPTQ folders in two orders of columns, and GPTQModel's, plain an
 search of scales, of the same bits and calibration tokens. Quality is the KL of the weights as
 stored, computed in float32 on the replies of 1,050 held-out conversations of nano-qwq, of another
 checkpoint on those of the evaluation set; its error and that of the difference to
-the base, the first line of its kind, are clustered by conversation. Last comes how the memory of
-both GPTQ quantizers grows with a model.
+the base, the first line of its kind, are clustered by conversation. With `--draws 12` everything is
+made from twelve calibration texts, and errors are clustered by text too: of one text alone, luck
+with ten tokens can decide the mean. Last comes how the memory of both GPTQ quantizers grows with a
+model.
 """
 
 import argparse
+import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +38,7 @@ from convert.layer_stream import threads_for
 from convert.memory import share_out
 from convert.passages import BATCH_TOKENS
 from convert.qwen2 import tensor_specs
-from quant_eval.nano.corpus import held_out_lines
+from quant_eval.nano.corpus import calibration_lines, held_out_lines
 from quant_eval.suite import read_evaluation_text
 from tests.oracles.llama_quantizer import stored_tensors
 from tests.processes import Cost
@@ -45,6 +49,7 @@ PARTS = ("gguf", "gptq", "gptqmodel", "memory")
 TYPES = ("Q4_K_M", "Q3_K_M", "Q2_K")
 GPTQ_TOKENS = 16_384
 HELD_OUT_PER_KIND, HELD_OUT_SEED = 150, 1  # the shipped evaluation text is of another seed
+N_DRAWN = 400  # conversations of a drawn calibration text, of which GPTQ_TOKENS are taken
 GPTQMODEL_MSE = 2.4  # the exponent that its own examples search scales with
 
 Weights = Mapping[str, torch.Tensor]
@@ -61,6 +66,7 @@ class Judge:
         conversations = read_evaluation_text(text)[0][:n_passages]
         passages = [tokenize_passage(one, tokenizer) for one in conversations]
         self._passages = sorted(passages, key=lambda one: len(one.ids))
+        self.n_tokens = np.array([one.stop - one.n_prompt for one in self._passages])
         ids = [one.ids for one in self._passages]
         self._batches = token_batches(ids, batch_tokens=BATCH_TOKENS)  # in the same order
         self._model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -68,15 +74,14 @@ class Judge:
         with torch.inference_mode():
             self._reference = list(self._logprobs())
 
-    def divergences(self, weights: Weights) -> list[Floats]:
-        """KL(checkpoint || weights) in nats of every reply token, by passage."""
+    def divergences(self, weights: Weights) -> Floats:
+        """KL(checkpoint || weights) in nats, summed over the reply of each passage."""
         self._model.load_state_dict({**self._original, **weights})
         divergences = []
         with torch.inference_mode():
             for found, expected in zip(self._logprobs(), self._reference, strict=True):
-                difference = expected - found
-                divergences.append((expected.exp() * difference).sum(dim=-1).numpy())
-        return divergences
+                divergences.append(float((expected.exp() * (expected - found)).sum()))
+        return np.array(divergences)
 
     def _logprobs(self) -> Iterator[torch.Tensor]:
         """Of every passage's reply: (n_tokens, vocab_size) float64."""
@@ -86,11 +91,21 @@ class Judge:
                 yield logits[passage.n_prompt - 1 : passage.stop - 1].double().log_softmax(dim=-1)
 
 
-def clustered(values: list[Floats]) -> tuple[float, float]:
-    """Mean and its standard error, passages being drawn together."""
-    n = sum(map(len, values))
-    mean = sum(float(one.sum()) for one in values) / n
-    return mean, float(np.sqrt(sum(float((one - mean).sum()) ** 2 for one in values)) / n)
+def clustered(sums: Floats, n_tokens: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Mean of a token and its standard error.
+
+    sums: (n_draws, n_passages). n_tokens: (n_passages,). All tokens of a passage are drawn
+    together, in every draw of the calibration text, and so are all of a draw.
+    Source: Cameron, Gelbach and Miller 2011, "Robust Inference With Multiway Clustering".
+    """
+    n_draws, n = len(sums), len(sums) * int(n_tokens.sum())
+    mean = float(sums.sum()) / n
+    off = sums - mean * n_tokens
+    variance = np.square(off.sum(axis=0)).sum()
+    if n_draws > 1:
+        by_draw = np.square(off.sum(axis=1)).sum() * n_draws / (n_draws - 1)
+        variance += max(0.0, by_draw - np.square(off).sum())
+    return mean, float(np.sqrt(variance)) / n
 
 
 def gguf_weights(path: Path, source: Path) -> Weights:
@@ -112,81 +127,123 @@ def gptq_weights(path: Path) -> Weights:
     return {name: torch.from_numpy(folder.weight(name)) for name in folder.linears}
 
 
+Made = tuple[Weights, Cost]
+
+
 class Table:
-    """Lines in Markdown, as they come."""
+    """Lines in Markdown, as they come; costs are the mean of all draws."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
-        self._base: list[Floats] | None = None
+        self._base: Floats | None = None
         print("| made | KL, nats | of the base's | processor time, s | peak memory, MiB |")
         print("|---|---|---|---|---|", flush=True)
 
-    def line(self, title: str, weights: Weights, cost: Cost, *, is_base: bool = False) -> None:
-        found = self._judge.divergences(weights)
-        mean, error = clustered(found)
-        share = ""
+    def line(self, title: str, drawn: Iterable[Made], *, is_base: bool = False) -> None:
+        """drawn: made from one calibration text after the other."""
+        found, costs = [], []
+        for weights, cost in drawn:
+            found.append(self._judge.divergences(weights))
+            costs.append(cost)
+        sums, n_tokens, share = np.stack(found), self._judge.n_tokens, ""
+        mean, error = clustered(sums, n_tokens)
         if is_base:
-            self._base, share = found, "the base"
+            self._base, share = sums, "the base"
         elif self._base is not None:
-            base = clustered(self._base)[0]
-            gain, gain_error = clustered(
-                [one - other for one, other in zip(found, self._base, strict=True)]
-            )
+            base = clustered(self._base, n_tokens)[0]
+            gain, gain_error = clustered(sums - self._base, n_tokens)
             share = f"{1 + gain / base:.2f} ± {gain_error / base:.2f}"
-        print(
-            f"| {title} | {mean:.5f} ± {error:.5f} | {share} | {cost.cpu_s:.0f} "
-            f"| {cost.peak_nbytes / 2**20:.0f} |",
-            flush=True,
-        )
+        self._print(title, f"{mean:.5f} ± {error:.5f}", share, costs)
 
-    def cost(self, title: str, cost: Cost, quality: str = "") -> None:
+    def cost(self, title: str, costs: Sequence[Cost], quality: str = "") -> None:
         """What was made without a divergence of its own."""
-        print(
-            f"| {title} | {quality} | | {cost.cpu_s:.0f} | {cost.peak_nbytes / 2**20:.0f} |",
-            flush=True,
-        )
+        self._print(title, quality, "", costs)
+
+    @staticmethod
+    def _print(title: str, quality: str, share: str, costs: Sequence[Cost]) -> None:
+        cpu_s = np.mean([cost.cpu_s for cost in costs])
+        peak = np.mean([cost.peak_nbytes for cost in costs]) / 2**20
+        print(f"| {title} | {quality} | {share} | {cpu_s:.0f} | {peak:.0f} |", flush=True)
 
 
 def held_out_text() -> Path:
     """More of nano-qwq's conversations than are shipped, of which a few tokens decide a type."""
-    path = WORK / f"held-out-{HELD_OUT_PER_KIND}-{HELD_OUT_SEED}.jsonl"
-    if not path.exists():
-        lines = held_out_lines(HELD_OUT_PER_KIND, seed=HELD_OUT_SEED)
-        with replacing_file(path) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+    lines = partial(held_out_lines, HELD_OUT_PER_KIND, seed=HELD_OUT_SEED)
+    return written(WORK / f"held-out-{HELD_OUT_PER_KIND}-{HELD_OUT_SEED}.jsonl", lines)
+
+
+def calibration_texts(text: Path, n_draws: int, *, is_nano: bool) -> list[Path]:
+    """The text itself, and as many others as make n_draws.
+
+    nano-qwq's are made anew of its training side, others are the same passages in another order.
+    """
+    texts = [text]
+    for seed in range(1, n_draws):
+        if is_nano:
+            lines = partial(calibration_lines, N_DRAWN, seed=f"calibration {seed}")
+        else:
+            lines = partial(shuffled_lines, text, seed=seed)
+        texts.append(written(WORK / f"drawn-{text.stem}-{seed}.jsonl", lines))
+    return texts
+
+
+def shuffled_lines(text: Path, *, seed: int) -> list[str]:
+    lines = text.read_text(encoding="utf-8").splitlines()
+    return random.Random(seed).sample(lines, len(lines))
+
+
+def written(path: Path, lines: Callable[[], list[str]]) -> Path:
+    with replacing_file(path, force=True) as file:
+        file.write("".join(f"{line}\n" for line in lines()).encode())
     return path
 
 
-def calibrate(source: Path, text: Path, table: Table) -> Path:
-    calibration = WORK / "statistics"
-    options = ("--text", text, "--hessians", "--sensitivities", "--device", "cpu")
-    table.cost(
-        "imatrix, Hessians and sensitivities", qwq(calibration, "calibrate", source, *options)
-    )
-    return calibration
+def calibrate(source: Path, texts: Sequence[Path], table: Table) -> list[Path]:
+    options = ("--hessians", "--sensitivities", "--device", "cpu")
+    made = [WORK / f"statistics-{draw}" for draw in range(len(texts))]
+    costs = [
+        qwq(out, "calibrate", source, "--text", text, *options)
+        for out, text in zip(made, texts, strict=True)
+    ]
+    table.cost("imatrix, Hessians and sensitivities", costs)
+    return made
 
 
-def compare_gguf(source: Path, calibration: Path, table: Table) -> None:
-    given = ("--calibration", calibration, "--threads", "1")
+def compare_gguf(types: Sequence[str], source: Path, texts: Sequence[Path], table: Table) -> None:
+    calibrations = calibrate(source, texts, table)
     unquantized = WORK / "BF16.gguf"
     qwq(unquantized, "convert", "gguf", source, "--type", "BF16")
-    for name in TYPES:
-        theirs, ours = WORK / f"{name}-llama.cpp.gguf", WORK / f"{name}.gguf"
-        cost = llama_cpp(theirs, unquantized, name, calibration / "imatrix.gguf")
+
+    def llama_cpp_made(name: str) -> Iterator[Made]:
+        for calibration in calibrations:
+            out = calibration / f"{name}-llama.cpp.gguf"
+            cost = llama_cpp(out, unquantized, name, calibration / "imatrix.gguf")
+            yield gguf_weights(out, source), cost
+
+    def made(out: Path, calibration: Path, options: Sequence[str]) -> Cost:
+        given = ("--calibration", calibration, "--threads", "1")
+        return qwq(out, "convert", "gguf", source, *options, *given)
+
+    def ours(options: Sequence[str]) -> Iterator[Made]:
+        for calibration in calibrations:
+            cost = made(out := WORK / "ours.gguf", calibration, options)
+            yield gguf_weights(out, source), cost
+
+    for name in types:
         title = f"{name}, imatrix, llama_model_quantize"
-        table.line(title, gguf_weights(theirs, source), cost, is_base=True)
-        cost = qwq(ours, "convert", "gguf", source, "--type", name, *given)
-        if stored_tensors(ours) != stored_tensors(theirs):
-            raise QwqError(f"{ours}: differs from what llama_model_quantize made")
-        table.cost(f"{name}, imatrix, ours", cost, "the same bytes")
+        table.line(title, llama_cpp_made(name), is_base=True)
+        theirs = calibrations[0] / f"{name}-llama.cpp.gguf"
+        cost = made(out := WORK / "ours.gguf", calibrations[0], ("--type", name))
+        if stored_tensors(out) != stored_tensors(theirs):
+            raise QwqError(f"{out}: differs from what llama_model_quantize made, {theirs}")
+        table.cost(f"{name}, imatrix, ours", [cost], "the same bytes")
         stock = fit_options(source, read_header(theirs))
         for title, options in (
             (f"{name}, GPTQ rounding", ("--type", name, "--rounding", "gptq")),
             ("its size, types that cost least", stock),
             ("its size, types that cost least, GPTQ rounding", (*stock, "--rounding", "gptq")),
         ):
-            cost = qwq(ours, "convert", "gguf", source, *options, *given)
-            table.line(title, gguf_weights(ours, source), cost)
+            table.line(title, ours(options))
 
 
 def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
@@ -198,20 +255,28 @@ def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
     return ("--fit", size, "--context", "1", "--margin", "1KB")
 
 
-def compare_gptq(source: Path, text: Path, table: Table) -> None:
-    for order in ("columns", "groups"):
+def compare_gptq(source: Path, texts: Sequence[Path], table: Table) -> None:
+    def made(order: str) -> Iterator[Made]:
         out = WORK / f"gptq-{order}"
-        options = ("--text", text, "--tokens", f"{GPTQ_TOKENS}", "--order", order)
-        cost = qwq(out, "convert", "gptq", source, *options)
-        table.line(f"GPTQ 4 bit, {order}", gptq_weights(out), cost, is_base=order == "columns")
+        for text in texts:
+            options = ("--text", text, "--tokens", f"{GPTQ_TOKENS}", "--order", order)
+            cost = qwq(out, "convert", "gptq", source, *options)
+            yield gptq_weights(out), cost
+
+    for order in ("groups", "columns"):
+        table.line(f"GPTQ 4 bit, {order}", made(order), is_base=order == "groups")
 
 
-def compare_gptqmodel(source: Path, text: Path, table: Table) -> None:
-    for mse in (0.0, GPTQMODEL_MSE):
+def compare_gptqmodel(source: Path, texts: Sequence[Path], table: Table) -> None:
+    def made(mse: float) -> Iterator[Made]:
         out = WORK / f"gptqmodel-{mse}"
-        cost = gptqmodel(out, source, text, n_tokens=GPTQ_TOKENS, mse=mse)
+        for text in texts:
+            cost = gptqmodel(out, source, text, n_tokens=GPTQ_TOKENS, mse=mse)
+            yield gptq_weights(out), cost
+
+    for mse in (0.0, GPTQMODEL_MSE):
         title = f"GPTQModel 4 bit, {f'its search, {mse}' if mse else 'as it comes'}"
-        table.line(title, gptq_weights(out), cost)
+        table.line(title, made(mse))
 
 
 def main() -> None:
@@ -224,21 +289,28 @@ def main() -> None:
         help="text to score (default: for nano-qwq 1,050 conversations, else the built-in one)",
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="of the comparisons")
+    parser.add_argument("--type", choices=TYPES, action="append", help="of the GGUF files")
     parser.add_argument("--passages", type=int, help="of the evaluation set (default: all)")
+    parser.add_argument(
+        "--draws", type=int, default=1, help="calibration texts (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     source = arguments.checkpoint.absolute()
     WORK.mkdir(parents=True, exist_ok=True)
     chosen = arguments.only or PARTS
     if set(chosen) - {"memory"}:
         with Checkpoint.open(source) as checkpoint, threads_for(checkpoint.model):
-            text = arguments.evaluation or (held_out_text() if source.samefile(NANO) else None)
-            table = Table(Judge(source, text, arguments.passages))
-            if "gguf" in chosen:
-                compare_gguf(source, calibrate(source, arguments.text, table), table)
-            if "gptq" in chosen:
-                compare_gptq(source, arguments.text, table)
-            if "gptqmodel" in chosen:
-                compare_gptqmodel(source, arguments.text, table)
+            is_nano = source.samefile(NANO)
+            texts = calibration_texts(arguments.text, arguments.draws, is_nano=is_nano)
+            evaluation = arguments.evaluation or (held_out_text() if is_nano else None)
+            table = Table(Judge(source, evaluation, arguments.passages))
+            for part, compare in (
+                ("gguf", partial(compare_gguf, arguments.type or TYPES)),
+                ("gptq", compare_gptq),
+                ("gptqmodel", compare_gptqmodel),
+            ):
+                if part in chosen:
+                    compare(source, texts, table)
     if "memory" in chosen:
         compare_memory()
 

@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import convert
@@ -94,12 +95,16 @@ def shipped_sets(
     n_calibration: int = 192, n_evaluation_per_kind: int = 20
 ) -> dict[Path, list[str]]:
     """The lines of both shipped files; they are disjoint, since a problem is on one side only."""
-    training = training_problems(random.Random("calibration"), 1.0)
-    sets = {
-        CALIBRATION: [next(training) for _ in range(n_calibration)],
-        EVALUATION: [p for kind in TASKS for p in held_out(kind, n_evaluation_per_kind, seed=20)],
+    return {
+        CALIBRATION: calibration_lines(n_calibration, seed="calibration"),
+        EVALUATION: held_out_lines(n_evaluation_per_kind, seed=20),
     }
-    return {path: [_json_line(problem) for problem in problems] for path, problems in sets.items()}
+
+
+def calibration_lines(n: int, *, seed: str) -> list[str]:
+    """So many conversations of the training side."""
+    training = training_problems(random.Random(seed), 1.0)
+    return [_json_line(problem) for problem in islice(training, n)]
 
 
 def held_out_lines(n_per_kind: int, *, seed: int) -> list[str]:
