@@ -25,7 +25,7 @@ SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
 LARGEST_SCALE = 65504.0  # and its largest
 CACHED_ROWS = 4096  # solved at a time on a processor: a chunk of their columns stays in its cache
 PER_CHANNEL = -1
-ORDERS = ("columns", "groups", "activations")
+ORDERS = ("groups", "columns", "activations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class GptqSettings:
     """How to quantize.
 
     group_size: columns sharing a scale; -1: all of a row. symmetric: 0 has the middle code.
-    order: "columns" goes from left to right; "groups" takes the groups, and the columns in each,
-    from the most active down (Gafni et al. 2025, group-aware reordering); "activations" does so
-    with all columns and groups them in that order, for which readers need a lookup.
+    order: "groups" takes the groups, and the columns in each, from the most active down (Gafni et
+    al. 2025, group-aware reordering); "columns" goes from left to right; "activations" takes all
+    columns by how active they are and groups them in that order, for which readers need a lookup.
     damp: fraction of the mean diagonal added to the Hessian's. other_damps: tried too by the
     exporter, which keeps the one whose output errs least on inputs that it holds out. clip_steps:
     how many clipped scales are tried beside the full one; 0 tries none. n_sweeps: how often the
@@ -47,7 +47,7 @@ class GptqSettings:
     bits: int = 4
     group_size: int = 128
     symmetric: bool = True
-    order: str = "columns"
+    order: str = "groups"
     damp: float = 0.05
     other_damps: tuple[float, ...] = (0.2, 0.8)
     clip_steps: int = 24

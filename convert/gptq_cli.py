@@ -55,10 +55,10 @@ def gptq_command(
     order: Annotated[
         str,
         typer.Option(
-            help="Which columns are fixed first: columns (from left to right), groups (the most "
-            "active ones, group by group) or activations (act-order, slower to run)."
+            help="Which columns are fixed first: groups (the most active ones, group by group), "
+            "columns (from left to right) or activations (act-order, slower to run)."
         ),
-    ] = "columns",
+    ] = "groups",
     version: Annotated[
         int, typer.Option("--format-version", help="1, which all read, or 2 (gptq_v2).")
     ] = 1,

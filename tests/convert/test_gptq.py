@@ -15,7 +15,7 @@ from convert.gptq import (
     refine_solution,
     round_to_codes,
 )
-from tests.oracles.gptq_twin import Twin, gptq_twin, sweep_twin
+from tests.oracles.gptq_twin import Twin, column_groups, gptq_twin, sweep_twin
 
 
 def problem(
@@ -212,18 +212,20 @@ def assert_ties(
     What follows it in the row is another problem, and free. settings: those of GptqSettings().
     """
     settings = GptqSettings()
-    added = settings.damp * hessian.diagonal().mean()
-    damped = hessian + added * torch.eye(len(hessian), dtype=torch.float64)
+    groups = column_groups(hessian.diagonal().numpy(), settings.group_size, settings.order)
+    order = [column for _, group in groups for column in group]
+    damped = hessian[order][:, order]
+    damped.diagonal().add_(settings.damp * hessian.diagonal().mean())
     inv_chol = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     differs = (one.codes != other.codes).any(dim=1) | (one.scales != other.scales).any(dim=1)
     assert differs.double().mean() < 0.1
     for row in differs.nonzero().flatten().tolist():
-        left = weight[row].clone()
-        for column in range(len(left)):
-            group = column // settings.group_size
+        left = weight[row, order]
+        for place, column in enumerate(order):
+            group = int(one.group_of[column])
             scales = [float(one.scales[row, group]), float(other.scales[row, group])]
             if scales[0] != scales[1]:
-                values = left[column : column + settings.group_size, None]
+                values = left[place : place + settings.group_size, None]
                 errors = [grid_error(values, scale, settings) for scale in scales]
                 assert abs(scales[0] - scales[1]) < 1e-3 * scales[0] or errors[0] == pytest.approx(
                     errors[1], rel=1e-4
@@ -231,13 +233,13 @@ def assert_ties(
                 break
             codes = [int(one.codes[row, column]), int(other.codes[row, column])]
             if codes[0] != codes[1]:
-                wanted = float(left[column]) / scales[0] + settings.middle
+                wanted = float(left[place]) / scales[0] + settings.middle
                 assert abs(codes[0] - codes[1]) == 1, (row, column)
                 assert wanted == pytest.approx(sum(codes) / 2, abs=TIE), (row, column)
                 break
             rounded = (codes[0] - settings.middle) * scales[0]
-            error = (left[column] - rounded) / inv_chol[column, column]
-            left[column:] -= inv_chol[column, column:] * error
+            error = (left[place] - rounded) / inv_chol[place, place]
+            left[place:] -= inv_chol[place, place:] * error
 
 
 def grid_error(values: torch.Tensor, scale: float, settings: GptqSettings) -> float:
