@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.calibration import REASONING, calibration_texts, clustered
+from benchmarks.calibration import calibration_texts, clustered
+from benchmarks.quantizers import REASONING
 from convert.calibration import load_conversations
 from quant_eval.nano.corpus import held_out_lines
 
