@@ -1,5 +1,6 @@
 """Checkpoints that several tests of `convert` read and none changes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,13 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["cuda", "mps"])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each kind of device but the processor; a test is skipped for one that is not here."""
-    import torch
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each kind of device but the processor; one that is not here is pretended."""
+    from tests.pretended_device import real_or_pretended  # imports torch
 
     name: str = request.param
-    backend = torch.cuda if name == "cuda" else torch.backends.mps
-    if not backend.is_available():
-        pytest.skip(f"no {name} device here")
-    return name
+    with real_or_pretended(name):
+        yield name
 
 
 @pytest.fixture

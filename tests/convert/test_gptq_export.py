@@ -54,6 +54,7 @@ def export(
     *,
     settings: GptqSettings = SETTINGS,
     calibration: Sequence[Conversation] | None = None,
+    device: str = "cpu",
     force: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GptqResult:
@@ -63,6 +64,7 @@ def export(
             out,
             settings=settings,
             calibration=sums(24) if calibration is None else calibration,
+            device=device,
             force=force,
             on_progress=on_progress,
         )
@@ -179,6 +181,17 @@ def test_weights_equal_a_slow_sequence(
                     assert same > 0.98, name
                 for name, linear in linears.items():
                     linear.weight.copy_(ours[f"{name}.weight"])
+
+
+def test_a_device_writes_the_same(
+    source: Path, exported: GptqResult, tmp_path: Path, device: str
+) -> None:
+    """Catches states, inputs or codes left on another device, and float64 where there is none."""
+    found = dict(unpacked(export(source, tmp_path / "out", device=device).path))
+    expected = dict(unpacked(exported.path))
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        assert (weight == expected[name]).double().mean() > 0.95, name
 
 
 @pytest.mark.parametrize("other_damps", [(), (0.2,)])

@@ -348,6 +348,22 @@ def test_weights_keep_within_the_limits_of_their_type(
     assert found[0.02, 0.1]["relative_error"] < 1
 
 
+def test_a_device_writes_the_same(source: Path, calibration: Calibration, device: str) -> None:
+    """Catches what is left on another device, and float64 where there is none."""
+    for quant_type in (QuantType.Q4_K, QuantType.IQ4_XS, QuantType.Q8_0):
+        wanted = {DOWN: frozenset({quant_type})}
+        with Checkpoint.open(source) as checkpoint:
+            found, expected = (
+                GptqRounding(checkpoint, calibration, wanted, device=name).rows(
+                    DOWN, quant_type, 0, 256
+                )
+                for name in (device, "cpu")
+            )
+        assert found is not None
+        assert expected is not None
+        assert np.mean(found == expected) > 0.95, quant_type
+
+
 def test_raised_dampings_are_said(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
