@@ -47,7 +47,7 @@ SETTINGS = {
     "2-bit": replace(BASE, bits=2, group_size=32),
     "3-bit-rows-asymmetric": replace(BASE, bits=3, group_size=-1, symmetric=False),
     "8-bit": replace(BASE, bits=8, group_size=64),
-    "groups": replace(BASE, order="groups"),
+    "columns": replace(BASE, order="columns"),
     "activations-asymmetric": replace(BASE, order="activations", symmetric=False, group_size=32),
 }
 

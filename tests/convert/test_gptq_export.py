@@ -109,7 +109,7 @@ def dequantized_model(source: Path, folder: Path) -> torch.nn.Module:
 OTHER_SETTINGS = (
     GptqSettings(damp=0.01, other_damps=(0.5, 1.0), clip_steps=0),
     GptqSettings(bits=3, group_size=-1, symmetric=False, other_damps=(), n_sweeps=0, clip_steps=0),
-    GptqSettings(order="groups", other_damps=(), clip_steps=0),
+    GptqSettings(order="columns", other_damps=(), clip_steps=0),
     GptqSettings(
         order="activations",
         symmetric=False,
@@ -508,9 +508,9 @@ numpy.savez(Path(sys.argv[1]).with_name("orders.npz"), **orders)
 """
 
 READ_SETTINGS = {
-    "columns": SETTINGS,
+    "groups": SETTINGS,
     "3-bit-rows-v2": replace(OTHER_SETTINGS[1], version=2),  # GPTQModel's own condition
-    "groups": OTHER_SETTINGS[2],
+    "columns": OTHER_SETTINGS[2],
     "activations-v2": OTHER_SETTINGS[3],
     "8-bit": GptqSettings(bits=8, group_size=64, other_damps=(), clip_steps=0),
 }
