@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 BACKENDS = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
 FACTORIES = ("arange", "empty", "eye", "full", "ones", "rand", "randn", "tensor", "zeros")
 MOVES = ("copy_", "__setitem__")  # between devices
-TAKES_INDICES = ("__getitem__", "__setitem__", "index_put_")  # from the processor too
+TAKES_INDICES = ("__getitem__", "index_put_")  # from the processor too
 
 
 class Elsewhere(torch.Tensor):
