@@ -3,17 +3,18 @@
 `make bench-calibrate` calibrates a checkpoint (nano-qwq by default) with its Hessians and
 sensitivities. Then it makes GGUF files of each type: by llama_model_quantize with the imatrix; by
 ours, which has to give the same bytes; with GPTQ rounding; and of the same size with the types that
-cost least. And GPTQ folders in two orders of columns, and GPTQModel's, plain and with its own
-search of scales, of the same bits and calibration tokens. Quality is the KL of the weights as
-stored, computed in float32 on the replies of 1,050 held-out conversations of nano-qwq, of another
-checkpoint on those of the evaluation set; its error and that of the difference to
-the base, the first line of its kind, are clustered by conversation. With `--draws 12` everything is
-made from twelve calibration texts, and errors are clustered by text too: of one text alone, luck
-with ten tokens can decide the mean. Last comes how the memory of both GPTQ quantizers grows with a
-model.
+cost least. And GPTQ folders in two orders of columns or with other settings (`--gptq`), and
+GPTQModel's, plain and with its own search of scales, of the same bits and calibration tokens.
+Quality is the KL of the weights as stored, computed in float32 on the replies of 1,050 held-out
+conversations of nano-qwq, of another checkpoint on those of the evaluation set, or of any texts
+(`--evaluation`); its error and that of the difference to the base, the first line of its kind, are
+clustered by conversation. With `--draws 12` everything is made from twelve calibration texts, and
+errors are clustered by text too: of one text alone, luck with ten tokens can decide the mean. Last
+comes how the memory of both GPTQ quantizers grows with a model.
 """
 
 import argparse
+import json
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.quantizers import REASONING, WORK, compare_memory, gptqmodel, llama_cpp, qwq
+from benchmarks.quantizers import (
+    REASONING,
+    WORK,
+    compare_memory,
+    export_gptq,
+    gptqmodel,
+    llama_cpp,
+    qwq,
+)
 from convert.calibration import load_tokenizer, token_batches, tokenize_passage
 from convert.checkpoint import Checkpoint
 from convert.decode import decode_rows
@@ -51,8 +60,11 @@ GPTQ_TOKENS = 16_384
 HELD_OUT_PER_KIND, HELD_OUT_SEED = 150, 1  # the shipped evaluation text is of another seed
 N_DRAWN = 400  # conversations of a drawn calibration text, of which GPTQ_TOKENS are taken
 GPTQMODEL_MSE = 2.4  # the exponent that its own examples search scales with
+ORDER = {"order": "columns"}
+HELD_OUT = "nano-qwq"  # names its held-out conversations where a file of texts is asked for
 
 Weights = Mapping[str, torch.Tensor]
+Settings = Mapping[str, object]
 Floats = npt.NDArray[np.float64]
 
 
@@ -131,45 +143,78 @@ Made = tuple[Weights, Cost]
 
 
 class Table:
-    """Lines in Markdown, as they come; costs are the mean of all draws."""
+    """Lines in Markdown, as they come; costs are the mean of all draws.
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._base: Floats | None = None
-        print("| made | KL, nats | of the base's | processor time, s | peak memory, MiB |")
-        print("|---|---|---|---|---|", flush=True)
+    judges: by the name of the text that each scores, which heads its columns if there are several.
+    """
+
+    def __init__(self, judges: Mapping[str, Judge]) -> None:
+        self._judges = judges
+        self._bases: dict[str, Floats] = {}
+        heads = ["made"]
+        for name in judges:
+            where = f"{name}: " if len(judges) > 1 else ""
+            heads += [f"{where}KL, nats", "of the base's"]
+        heads += ["processor time, s", "peak memory, MiB"]
+        print(f"| {' | '.join(heads)} |")
+        print("|---" * len(heads) + "|", flush=True)
 
     def line(self, title: str, drawn: Iterable[Made], *, is_base: bool = False) -> None:
         """drawn: made from one calibration text after the other."""
-        found, costs = [], []
+        found: dict[str, list[Floats]] = {name: [] for name in self._judges}
+        costs = []
         for weights, cost in drawn:
-            found.append(self._judge.divergences(weights))
+            for name, judge in self._judges.items():
+                found[name].append(judge.divergences(weights))
             costs.append(cost)
-        sums, n_tokens, share = np.stack(found), self._judge.n_tokens, ""
-        mean, error = clustered(sums, n_tokens)
-        if is_base:
-            self._base, share = sums, "the base"
-        elif self._base is not None:
-            base = clustered(self._base, n_tokens)[0]
-            gain, gain_error = clustered(sums - self._base, n_tokens)
-            share = f"{1 + gain / base:.2f} ± {gain_error / base:.2f}"
-        self._print(title, f"{mean:.5f} ± {error:.5f}", share, costs)
+        cells = []
+        for name, judge in self._judges.items():
+            sums = np.stack(found[name])
+            mean, error = clustered(sums, judge.n_tokens)
+            cells.append(f"{mean:.5f} ± {error:.5f}")
+            if is_base:
+                self._bases[name] = sums
+                cells.append("the base")
+            else:
+                cells.append(self._share(name, sums))
+        self._print(title, cells, costs)
+
+    def _share(self, name: str, sums: Floats) -> str:
+        if name not in self._bases:
+            return ""
+        n_tokens = self._judges[name].n_tokens
+        base = clustered(self._bases[name], n_tokens)[0]
+        gain, error = clustered(sums - self._bases[name], n_tokens)
+        return f"{1 + gain / base:.2f} ± {error / base:.2f}"
 
     def cost(self, title: str, costs: Sequence[Cost], quality: str = "") -> None:
         """What was made without a divergence of its own."""
-        self._print(title, quality, "", costs)
+        self._print(title, [quality, *[""] * (2 * len(self._judges) - 1)], costs)
 
     @staticmethod
-    def _print(title: str, quality: str, share: str, costs: Sequence[Cost]) -> None:
+    def _print(title: str, cells: Sequence[str], costs: Sequence[Cost]) -> None:
         cpu_s = np.mean([cost.cpu_s for cost in costs])
         peak = np.mean([cost.peak_nbytes for cost in costs]) / 2**20
-        print(f"| {title} | {quality} | {share} | {cpu_s:.0f} | {peak:.0f} |", flush=True)
+        print(f"| {title} | {' | '.join(cells)} | {cpu_s:.0f} | {peak:.0f} |", flush=True)
 
 
 def held_out_text() -> Path:
     """More of nano-qwq's conversations than are shipped, of which a few tokens decide a type."""
     lines = partial(held_out_lines, HELD_OUT_PER_KIND, seed=HELD_OUT_SEED)
     return written(WORK / f"held-out-{HELD_OUT_PER_KIND}-{HELD_OUT_SEED}.jsonl", lines)
+
+
+def evaluation_texts(
+    asked: Sequence[Path] | None, *, is_nano: bool
+) -> Iterator[tuple[str, Path | None]]:
+    """Names and files of the texts to score; no file: the built-in text."""
+    if not asked:
+        yield (HELD_OUT, held_out_text()) if is_nano else ("built-in", None)
+    for path in asked or ():
+        if path == Path(HELD_OUT):
+            yield HELD_OUT, held_out_text()
+        else:
+            yield path.stem, path
 
 
 def calibration_texts(text: Path, n_draws: int, *, is_nano: bool) -> list[Path]:
@@ -255,16 +300,21 @@ def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
     return ("--fit", size, "--context", "1", "--margin", "1KB")
 
 
-def compare_gptq(source: Path, texts: Sequence[Path], table: Table) -> None:
-    def made(order: str) -> Iterator[Made]:
-        out = WORK / f"gptq-{order}"
+def compare_gptq(
+    others: Sequence[Settings], source: Path, texts: Sequence[Path], table: Table
+) -> None:
+    """others: settings that differ from those that ship, which are the base."""
+
+    def made(settings: Settings) -> Iterator[Made]:
+        out = WORK / "gptq"
         for text in texts:
-            options = ("--text", text, "--tokens", f"{GPTQ_TOKENS}", "--order", order)
-            cost = qwq(out, "convert", "gptq", source, *options)
+            cost = export_gptq(out, source, text, n_tokens=GPTQ_TOKENS, settings=settings)
             yield gptq_weights(out), cost
 
-    for order in ("groups", "columns"):
-        table.line(f"GPTQ 4 bit, {order}", made(order), is_base=order == "groups")
+    table.line("GPTQ 4 bit", made({}), is_base=True)
+    for settings in others:
+        told = ", ".join(f"{name} {value}" for name, value in settings.items())
+        table.line(f"GPTQ 4 bit, {told}", made(settings))
 
 
 def compare_gptqmodel(source: Path, texts: Sequence[Path], table: Table) -> None:
@@ -286,9 +336,17 @@ def main() -> None:
     parser.add_argument(
         "--evaluation",
         type=Path,
-        help="text to score (default: for nano-qwq 1,050 conversations, else the built-in one)",
+        action="append",
+        help=f"text to score, of several each by itself; {HELD_OUT}: its 1,050 conversations "
+        "(default: these for nano-qwq, else the built-in text)",
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="of the comparisons")
+    parser.add_argument(
+        "--gptq",
+        type=json.loads,
+        action="append",
+        help=f"settings of GPTQ that are not the default ones (default: {json.dumps(ORDER)})",
+    )
     parser.add_argument("--type", choices=TYPES, action="append", help="of the GGUF files")
     parser.add_argument("--passages", type=int, help="of the evaluation set (default: all)")
     parser.add_argument(
@@ -302,11 +360,15 @@ def main() -> None:
         with Checkpoint.open(source) as checkpoint, threads_for(checkpoint.model):
             is_nano = source.samefile(NANO)
             texts = calibration_texts(arguments.text, arguments.draws, is_nano=is_nano)
-            evaluation = arguments.evaluation or (held_out_text() if is_nano else None)
-            table = Table(Judge(source, evaluation, arguments.passages))
+            table = Table(
+                {
+                    name: Judge(source, path, arguments.passages)
+                    for name, path in evaluation_texts(arguments.evaluation, is_nano=is_nano)
+                }
+            )
             for part, compare in (
                 ("gguf", partial(compare_gguf, arguments.type or TYPES)),
-                ("gptq", compare_gptq),
+                ("gptq", partial(compare_gptq, arguments.gptq or [ORDER])),
                 ("gptqmodel", compare_gptqmodel),
             ):
                 if part in chosen:

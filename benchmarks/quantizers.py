@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -49,6 +49,21 @@ atexit.register(note)
 """A compiler that a process starts takes more than itself; its own peak is what is compared."""
 
 QWQ = "from qwq_local.cli import main; main()"
+EXPORT_GPTQ = """
+import dataclasses, json, sys
+from pathlib import Path
+from convert.checkpoint import Checkpoint
+from convert.gptq import GptqSettings
+from convert.gptq_export import export_gptq
+from convert.passages import load_passages
+source, text, n_tokens, settings, out = sys.argv[1:]
+settings = dataclasses.replace(GptqSettings(), **json.loads(settings))
+with Checkpoint.open(Path(source)) as checkpoint:
+    passages = load_passages(Path(text))
+    export_gptq(
+        checkpoint, Path(out), settings=settings, calibration=passages, n_tokens=int(n_tokens)
+    )
+"""
 GPTQMODEL = """
 import json, os, sys
 source, text, out, mse, offload, scratch = sys.argv[1:]
@@ -98,6 +113,14 @@ def qwq(out: Path, *arguments: str | Path) -> Cost:
 def llama_cpp(out: Path, source: Path, name: str, imatrix: Path) -> Cost:
     """Let llama_model_quantize make a GGUF file of one in 16 bits."""
     return run(out, LLAMA_CPP, source, name, imatrix, out)
+
+
+def export_gptq(
+    out: Path, source: Path, text: Path, *, n_tokens: int, settings: Mapping[str, object]
+) -> Cost:
+    """As `qwq convert gptq` does, with settings that no option has."""
+    arguments = (source, text, f"{n_tokens}", json.dumps(dict(settings)), out)
+    return run(out, EXPORT_GPTQ, *arguments)
 
 
 def gptqmodel(

@@ -1,14 +1,24 @@
 """What `make bench-calibrate` says of its figures: errors, and texts drawn anew."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
-from benchmarks.calibration import calibration_texts, clustered
-from benchmarks.quantizers import REASONING
+from benchmarks.calibration import (
+    NANO,
+    Judge,
+    Table,
+    calibration_texts,
+    clustered,
+    evaluation_texts,
+)
+from benchmarks.quantizers import REASONING, export_gptq
 from convert.calibration import load_conversations
 from quant_eval.nano.corpus import held_out_lines
+from tests.processes import Cost
 
 
 @pytest.mark.parametrize("n_draws", [1, 8])
@@ -46,3 +56,48 @@ def test_texts_of_all_draws_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     texts = [path.read_text(encoding="utf-8").splitlines() for path in (first, *drawn)]
     assert sorted(texts[0]) == sorted(texts[1]) == sorted(texts[2])
     assert texts[0] != texts[1] != texts[2]
+
+
+def test_each_text_has_columns_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a text that is scored with another's passages or held against another's base."""
+    judges = {"nano-qwq": Judge(NANO, None, 2), "first": Judge(NANO, None, 1)}
+    table = Table(judges)
+    cost = Cost(wall_s=1, cpu_s=2, peak_nbytes=3 * 2**20)
+    weighed = "model.layers.0.self_attn.o_proj.weight"
+    [shard] = NANO.glob("*.safetensors")
+    weight = load_file(shard)[weighed]
+    table.line("halved", [({weighed: weight / 2}, cost)] * 2, is_base=True)
+    table.line("once more", [({weighed: weight / 2}, cost)] * 2)
+    table.cost("no divergence", [cost])
+    head, _, base, same, other = capsys.readouterr().out.splitlines()
+    assert head.count("|") == base.count("|") == same.count("|") == other.count("|") == 8
+    assert "| nano-qwq: KL, nats | of the base's | first: KL, nats | of the base's |" in head
+    cells = base.split("|")
+    for i, name in ((2, "nano-qwq"), (4, "first")):
+        Table({name: judges[name]}).line("halved", [({weighed: weight / 2}, cost)] * 2)
+        assert capsys.readouterr().out.splitlines()[-1].split("|")[2] == cells[i]
+    assert cells[2] != cells[4]
+    assert same.count("1.00 ± 0.00") == 2
+    for line in (base, same, other):
+        assert line.endswith("| 2 | 3 |")
+
+
+def test_texts_to_score_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches nano-qwq's conversations scored where a file was meant, and the reverse."""
+    monkeypatch.setattr("benchmarks.calibration.WORK", tmp_path)
+    [(name, path)] = evaluation_texts(None, is_nano=True)
+    assert name == "nano-qwq"
+    assert path is not None
+    assert path.read_text(encoding="utf-8").splitlines() == held_out_lines(150, seed=1)
+    assert list(evaluation_texts(None, is_nano=False)) == [("built-in", None)]
+    asked = [Path("nano-qwq"), Path("some/code.jsonl")]
+    assert list(evaluation_texts(asked, is_nano=False)) == [(name, path), ("code", asked[1])]
+
+
+def test_gptq_takes_settings_that_no_option_has(tmp_path: Path) -> None:
+    """Catches a comparison of settings in which all are the shipped ones."""
+    out = tmp_path / "made"
+    settings = {"bits": 8, "order": "columns", "damp": 0.4, "other_damps": [], "n_sweeps": 0}
+    export_gptq(out, NANO, REASONING, n_tokens=256, settings=settings)
+    told = json.loads((out / "quantize_config.json").read_text(encoding="utf-8"))
+    assert (told["bits"], told["damp_percent"]) == (8, 0.4)
