@@ -47,13 +47,13 @@ eval: $(READY) ## measure files that are there against MODEL (FILES="a.gguf b.gg
 
 autogptq: build/autogptq/ready ## make build/autogptq, where the tests have AutoGPTQ read our folders
 
-build/autogptq/ready: tests/autogptq.txt $(READY)
-	@echo "build/autogptq: installing AutoGPTQ and the packages of its time"
-	@rm -rf build/autogptq && $(PYTHON) -m venv build/autogptq
-	@here='$(BIN:.venv/%=build/autogptq/%)'; "$$here/python" -m pip install -qq --no-deps -r tests/autogptq.txt && \
-	packages="import sysconfig; print(sysconfig.get_path('purelib'))" && \
-	$(BIN)/python -c "$$packages" > "$$($$here/python -c "$$packages")/venv.pth"
-	@touch $@
+build/autogptq/ready: tests/autogptq.txt scripts/readers.py $(READY)
+	@$(BIN)/python scripts/readers.py autogptq
+
+vllm: build/vllm/ready ## make build/vllm, where the tests have vLLM read our folders
+
+build/vllm/ready: tests/vllm.txt scripts/readers.py $(READY)
+	@$(BIN)/python scripts/readers.py vllm
 
 gate: $(READY) ## fail where a file of `make quantize` is worse than the committed baseline
 	@for name in Q8_0.gguf Q6_K.gguf Q4_K_M.gguf Q2_K.gguf gptq-4bit; do echo "nano-qwq-$$name:"; \
@@ -119,4 +119,4 @@ constraints: $(READY) ## resolve all packages anew and rewrite constraints.txt
 clean: ## remove what was made, but not .venv and not models/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup quantize eval autogptq gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-second bench-eval bench-layer bench-serve soak constraints clean
+.PHONY: help setup quantize eval autogptq vllm gate baseline test lint format bench bench-encoders bench-run bench-convert bench-calibrate bench-second bench-eval bench-layer bench-serve soak constraints clean
