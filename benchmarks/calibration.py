@@ -198,21 +198,21 @@ class Table:
         print(f"| {title} | {' | '.join(cells)} | {cpu_s:.0f} | {peak:.0f} |", flush=True)
 
 
-def held_out_text() -> Path:
+def held_out_text(n_per_kind: int) -> Path:
     """More of nano-qwq's conversations than are shipped, of which a few tokens decide a type."""
-    lines = partial(held_out_lines, HELD_OUT_PER_KIND, seed=HELD_OUT_SEED)
-    return written(WORK / f"held-out-{HELD_OUT_PER_KIND}-{HELD_OUT_SEED}.jsonl", lines)
+    lines = partial(held_out_lines, n_per_kind, seed=HELD_OUT_SEED)
+    return written(WORK / f"held-out-{n_per_kind}-{HELD_OUT_SEED}.jsonl", lines)
 
 
 def evaluation_texts(
-    asked: Sequence[Path] | None, *, is_nano: bool
+    asked: Sequence[Path] | None, *, n_per_kind: int, is_nano: bool
 ) -> Iterator[tuple[str, Path | None]]:
     """Names and files of the texts to score; no file: the built-in text."""
     if not asked:
-        yield (HELD_OUT, held_out_text()) if is_nano else ("built-in", None)
+        yield (HELD_OUT, held_out_text(n_per_kind)) if is_nano else ("built-in", None)
     for path in asked or ():
         if path == Path(HELD_OUT):
-            yield HELD_OUT, held_out_text()
+            yield HELD_OUT, held_out_text(n_per_kind)
         else:
             yield path.stem, path
 
@@ -337,8 +337,14 @@ def main() -> None:
         "--evaluation",
         type=Path,
         action="append",
-        help=f"text to score, of several each by itself; {HELD_OUT}: its 1,050 conversations "
-        "(default: these for nano-qwq, else the built-in text)",
+        help=f"text to score, of several each by itself; {HELD_OUT}: conversations held out of its "
+        "training (default: these for nano-qwq, else the built-in text)",
+    )
+    parser.add_argument(
+        "--per-kind",
+        type=int,
+        default=HELD_OUT_PER_KIND,
+        help="held-out conversations of each of seven kinds (default: %(default)s)",
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="of the comparisons")
     parser.add_argument(
@@ -363,7 +369,9 @@ def main() -> None:
             table = Table(
                 {
                     name: Judge(source, path, arguments.passages)
-                    for name, path in evaluation_texts(arguments.evaluation, is_nano=is_nano)
+                    for name, path in evaluation_texts(
+                        arguments.evaluation, n_per_kind=arguments.per_kind, is_nano=is_nano
+                    )
                 }
             )
             for part, compare in (

@@ -85,13 +85,14 @@ def test_each_text_has_columns_of_its_own(capsys: pytest.CaptureFixture[str]) ->
 def test_texts_to_score_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches nano-qwq's conversations scored where a file was meant, and the reverse."""
     monkeypatch.setattr("benchmarks.calibration.WORK", tmp_path)
-    [(name, path)] = evaluation_texts(None, is_nano=True)
+    [(name, path)] = evaluation_texts(None, n_per_kind=3, is_nano=True)
     assert name == "nano-qwq"
     assert path is not None
-    assert path.read_text(encoding="utf-8").splitlines() == held_out_lines(150, seed=1)
-    assert list(evaluation_texts(None, is_nano=False)) == [("built-in", None)]
+    assert path.read_text(encoding="utf-8").splitlines() == held_out_lines(3, seed=1)
+    assert list(evaluation_texts(None, n_per_kind=3, is_nano=False)) == [("built-in", None)]
     asked = [Path("nano-qwq"), Path("some/code.jsonl")]
-    assert list(evaluation_texts(asked, is_nano=False)) == [(name, path), ("code", asked[1])]
+    found = evaluation_texts(asked, n_per_kind=3, is_nano=False)
+    assert list(found) == [(name, path), ("code", asked[1])]
 
 
 def test_gptq_takes_settings_that_no_option_has(tmp_path: Path) -> None:
