@@ -14,6 +14,7 @@ comes how the memory of both GPTQ quantizers grows with a model.
 """
 
 import argparse
+import dataclasses
 import json
 import random
 import sys
@@ -42,6 +43,7 @@ from convert.decode import decode_rows
 from convert.errors import QwqError
 from convert.files import replacing_file
 from convert.gguf_header import GgufHeader, read_header
+from convert.gptq import GptqSettings
 from convert.gptq_folder import open_gptq
 from convert.layer_stream import threads_for
 from convert.memory import share_out
@@ -300,6 +302,17 @@ def fit_options(source: Path, stock: GgufHeader) -> tuple[str, ...]:
     return ("--fit", size, "--context", "1", "--margin", "1KB")
 
 
+def gptq_settings(text: str) -> Settings:
+    """Settings as an argument gives them, checked before anything is made."""
+    try:
+        found = json.loads(text)
+        dataclasses.replace(GptqSettings(), **found)
+    except (ValueError, TypeError, QwqError) as error:
+        hint = f"{error}; give JSON such as {json.dumps(ORDER)}"
+        raise argparse.ArgumentTypeError(hint) from error
+    return dict(found)
+
+
 def compare_gptq(
     others: Sequence[Settings], source: Path, texts: Sequence[Path], table: Table
 ) -> None:
@@ -349,7 +362,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="of the comparisons")
     parser.add_argument(
         "--gptq",
-        type=json.loads,
+        type=gptq_settings,
         action="append",
         help=f"settings of GPTQ that are not the default ones (default: {json.dumps(ORDER)})",
     )

@@ -1,5 +1,6 @@
 """What `make bench-calibrate` says of its figures: errors, and texts drawn anew."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.calibration import (
     calibration_texts,
     clustered,
     evaluation_texts,
+    gptq_settings,
 )
 from benchmarks.quantizers import REASONING, export_gptq
 from convert.calibration import load_conversations
@@ -102,3 +104,11 @@ def test_gptq_takes_settings_that_no_option_has(tmp_path: Path) -> None:
     export_gptq(out, NANO, REASONING, n_tokens=256, settings=settings)
     told = json.loads((out / "quantize_config.json").read_text(encoding="utf-8"))
     assert (told["bits"], told["damp_percent"]) == (8, 0.4)
+
+
+@pytest.mark.parametrize("text", ['{"order', "[1]", '{"dmp": 0.01}', '{"damp": 0}'])
+def test_odd_settings_are_refused_at_once(text: str) -> None:
+    """Catches settings that fail, or are ignored, after everything else was made."""
+    assert gptq_settings('{"damp": 0.01}') == {"damp": 0.01}
+    with pytest.raises(argparse.ArgumentTypeError, match="give JSON such as"):
+        gptq_settings(text)
