@@ -42,6 +42,7 @@ from convert.passages import (
     calibration_sequences,
 )
 from convert.qwen2 import Qwen2Config, tensor_specs
+from convert.safetensors_writer import write_tensors
 from convert.sensitivity import SensitivityPass
 
 if TYPE_CHECKING:
@@ -333,8 +334,6 @@ class _Pass:
 
         What it fills is gone when it returns, since the next layer's Hessians need the room.
         """
-        from safetensors.torch import save_file
-
         statistics = {
             site: InputStatistics(
                 layer.get_submodule(site).get_parameter("weight").shape[1],
@@ -351,7 +350,7 @@ class _Pass:
             for name, tensor in one.tensors().items()
         }
         path = _layer_path(work.folder, index)
-        save_file(tensors, path, metadata={SET_DIGEST: self._calibration_sha256})
+        write_tensors(path, tensors, {SET_DIGEST: self._calibration_sha256})
         return path
 
     def _keep_evaluation(self, work: LayerWork) -> None:

@@ -1,12 +1,21 @@
-"""Safetensors shards written as the tensors come: the header is known before the first byte."""
+"""Safetensors shards written as the tensors come: the header is known before the first byte.
+
+The library's own writer takes whole tensors, writes under a name that it makes up, which a killed
+process leaves behind, and hides why a disk refused.
+"""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +40,28 @@ def write_index(folder: Path, shards: Mapping[str, Sequence[OutputTensor]]) -> N
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write float32 tensors that are all there, on the host."""
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+    planned = [OutputTensor(name, "F32", one.shape, one.nbytes) for name, one in arrays.items()]
+    write_shard(path, planned, ((name, one) for name, one in arrays.items() if one.size), metadata)
+
+
 def write_shard(
-    path: Path, tensors: Sequence[OutputTensor], stream: Iterator[tuple[str, npt.NDArray[Any]]]
+    path: Path,
+    tensors: Sequence[OutputTensor],
+    stream: Iterator[tuple[str, npt.NDArray[Any]]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write one shard.
 
-    stream: (name, rows) in the tensors' order; a tensor may come in several.
+    stream: (name, rows) in the tensors' order; a tensor may come in several. metadata: for the
+    header, beside what says that the file is for torch.
     Source: https://github.com/huggingface/safetensors, section Format.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}
     offset = 0
     for tensor in tensors:
         assert offset % 4 == 0, f"{tensor.name} would not be aligned"

@@ -21,6 +21,7 @@ from convert.files import remove, replacing_file
 from convert.layer_stream import INPUT_SITES, LayerStream, n_tokens_of, threads_for
 from convert.layer_work import LayerWork, read_states, write_states
 from convert.qwen2 import EMBEDDINGS, HEAD
+from convert.safetensors_writer import write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +128,6 @@ class SensitivityPass:
     def _head(self) -> None:
         """From the last layer's output to the predictions, and back."""
         import torch
-        from safetensors.torch import save_file
 
         n_layers = self._model.n_layers
         generator = torch.Generator().manual_seed(_SEED)
@@ -158,7 +158,7 @@ class SensitivityPass:
         write_states(self._gradients(n_layers), gradients())
         path = self._path("head")
         kept = {f"{HEAD}.rows": rows, f"{HEAD}.columns": columns}
-        save_file({name: (sum_ / self._n_tokens).float() for name, sum_ in kept.items()}, path)
+        write_tensors(path, {name: (sum_ / self._n_tokens).float() for name, sum_ in kept.items()})
         self._finish_step(path)
 
     def _predict(
@@ -192,8 +192,6 @@ class SensitivityPass:
             yield torch.from_numpy(self._checkpoint.rows(name, start, stop)).to(self._stream.device)
 
     def _backward(self) -> None:
-        from safetensors.torch import save_file
-
         n_layers = self._model.n_layers
         for index, layer in self._stream.layers(self._n_done - n_layers - 1, backwards=True):
             sums = {linear: _RowSums(layer.get_submodule(linear)) for linear in LINEARS}
@@ -202,7 +200,7 @@ class SensitivityPass:
             rows = {
                 f"model.layers.{index}.{name}.weight.rows": one.rows for name, one in sums.items()
             }
-            save_file(rows, path)
+            write_tensors(path, rows)
             self._finish_step(path)
             remove(self._inputs(index + 1))
             remove(self._gradients(index + 1))

@@ -75,7 +75,13 @@ def main() -> None:
         is_done = run_and_die(source, out, delays.uniform(0, longest_s))
         n_killed += not is_done
         if out.exists():
-            assert contents(out) == reference, n_killed
+            found = contents(out)
+            differing = [
+                name
+                for name in sorted(found.keys() | reference.keys())
+                if found.get(name) != reference.get(name)
+            ]
+            assert not differing, (out, differing, n_killed)
             assert not partial_path(out).exists()
             is_done = True
         n_done += is_done

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -228,6 +229,27 @@ def test_killed_at_15_random_moments(tmp_path: Path) -> None:
     assert report["killed"] == 15
     assert report["continued"] >= 4
     assert report["done"] >= 1
+
+
+def test_a_full_disk_is_not_the_end(source: Path, finished: Path, tmp_path: Path) -> None:
+    """The disk takes no statistics: a typed error; with room again, the same files and no other.
+
+    Catches a writer whose unfinished file, under a name of its own, gets into the folder.
+    """
+    out = tmp_path / "out"
+    layer_nbytes = (finished / "layer-000.safetensors").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (layer_nbytes - 1, hard))
+    try:
+        with pytest.raises(DiskFullError, match="holds no file of this size"):
+            run(source, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not out.exists()
+    run(source, out)
+    assert {one.name: one.read_bytes() for one in out.iterdir()} == {
+        one.name: one.read_bytes() for one in finished.iterdir()
+    }
 
 
 def test_finished_layers_are_not_run_again(
