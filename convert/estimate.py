@@ -15,7 +15,6 @@ from convert.qwen2 import Qwen2Config
 if TYPE_CHECKING:
     import torch
 
-PASSES = 2  # of each half layer: one for the Hessians, one with what is quantized
 SENSITIVITY_PASSES = 4  # of each layer: forward; forward, back to its inputs and its weights
 FACTORING = 2.2  # matrices of a Hessian's size, itself included, while it is factored: measured
 GRID_COPIES = 5  # of a group's columns, while its scales are sought
@@ -41,20 +40,24 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
     """Count the work of export_gptq() on n_tokens calibration tokens."""
     solves = sites(model)
     n_weights = sum(n_in * n_out for n_in, n_out in solves)
-    n_matrix = PASSES * 2 * n_tokens * n_weights
+    n_matrix = 2 * n_tokens * n_weights
     n_elementwise = 0
     n_solves = len(settings.damps)
-    for n_in, n_out in solves:
+    per_solved = OPERATIONS_PER_CODE + OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
+    for (n_in, n_out), outputs in zip(solves, _outputs(model), strict=True):
+        n_sampled = sum(_n_sampled(n, settings) for n in outputs)
+        again = [n for n in outputs if _n_sampled(n, settings) < n]  # solved whole after that
+        n_solved = n_solves * n_sampled + sum(again)
         n_matrix += hessian_operations(n_in, n_tokens)
-        n_matrix += n_solves * (n_in**3 // 3 + n_out * n_in**2)  # factor, errors passed on
+        n_matrix += (n_solves + len(again)) * n_in**3 // 3  # factors
+        n_matrix += n_solved * n_in**2  # errors passed on
         if settings.is_judged:
-            n_tries = n_solves + (settings.n_sweeps > 0)
-            n_matrix += n_tries * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_out
+            n_matrix += (n_solves + 1) * 2 * n_tokens // HELD_OUT_EVERY * n_in * n_sampled
         if settings.n_sweeps:
             n_matrix += (1 + 2 * settings.n_sweeps) * n_out * n_in**2
-        n_choices = n_solves + settings.n_sweeps
-        candidates = n_solves * OPERATIONS_PER_CANDIDATE * (settings.clip_steps + 1)
-        n_elementwise += n_out * n_in * (n_choices * OPERATIONS_PER_CODE + candidates)
+        n_elementwise += n_in * (
+            n_solved * per_solved + settings.n_sweeps * n_out * OPERATIONS_PER_CODE
+        )
     floats = min(model.n_layers, 2) * n_weights + _gptq_floats(model, settings, n_tokens)
     # The next layer as it is read, and codes with what they are packed into, a byte each at most.
     host = 4 * n_weights + 3 * max(n_in * n_out for n_in, n_out in solves)
@@ -69,30 +72,42 @@ def estimate_gptq(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> 
 def _gptq_floats(model: Qwen2Config, settings: GptqSettings, n_tokens: int) -> float:
     """The most that solving any of a layer's linears takes, beside the layer and the next one.
 
-    A solution keeps a byte a weight; linears that share their inputs are copied into one.
+    A solution keeps a byte a weight; samples of linears that share their inputs are copied into
+    one.
     """
-    n_solves = len(settings.damps)
     n_held_out = n_tokens // HELD_OUT_EVERY if settings.is_judged else 0
     most = 0.0
-    q_size, hidden, inner = (
-        model.n_heads * model.head_dim,
-        model.hidden_size,
-        model.intermediate_size,
-    )
-    largest = (q_size, hidden, inner, hidden)  # outputs of one linear
-    for n_linears, n_of_one, (n_in, n_out) in zip((3, 1, 2, 1), largest, sites(model), strict=True):
-        hessian, weight, refined = n_in**2, n_in * n_out, n_in * n_of_one
-        copied = weight if n_linears > 1 else 0
-        grid = GRID_COPIES * n_out * settings.columns_per_group(n_in)
-        solving = max(
-            FACTORING * hessian + (n_solves - 1) * weight / 4,
-            2 * hessian + weight + grid + n_solves * weight / 4,
-            hessian + 2 * weight + n_held_out * n_out + n_solves * weight / 4,
-            hessian + 3 * refined + n_solves * weight / 4,
+    for (n_in, _), outputs in zip(sites(model), _outputs(model), strict=True):
+        hessian, largest = n_in**2, n_in * max(outputs)
+        n_sampled = sum(_n_sampled(n_out, settings) for n_out in outputs)
+        sampled = n_in * n_sampled
+        tried = len(settings.damps) * sampled / 4
+        group_size = settings.columns_per_group(n_in)
+        copied = sampled if len(outputs) > 1 else 0
+        trying = copied + max(
+            2 * hessian + sampled + GRID_COPIES * n_sampled * group_size,
+            hessian + 2 * sampled + n_held_out * n_sampled,
         )
-        activations = hessian + 4 * BATCH_TOKENS * inner
-        most = max(most, n_held_out * n_in + max(copied + solving, activations))
+        solving = 2 * hessian + 1.25 * largest + GRID_COPIES * max(outputs) * group_size
+        refining = hessian + 3.25 * largest
+        activations = hessian + 4 * BATCH_TOKENS * model.intermediate_size
+        most = max(
+            most,
+            n_held_out * n_in
+            + max(tried + max(FACTORING * hessian, trying, solving, refining), activations),
+        )
     return most
+
+
+def _outputs(model: Qwen2Config) -> tuple[tuple[int, ...], ...]:
+    """Of each linear, those that share their inputs taken together."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    q_size, kv_size = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    return (q_size, kv_size, kv_size), (hidden,), (inner, inner), (hidden,)
+
+
+def _n_sampled(n_out: int, settings: GptqSettings) -> int:
+    return len(range(n_out)[settings.sampled_rows(n_out)])
 
 
 def estimate_calibration(
@@ -143,14 +158,13 @@ def estimate_rounding(
 
 def sites(model: Qwen2Config) -> tuple[tuple[int, int], ...]:
     """(n_in, n_out) of a layer's linears, those that share their inputs taken together."""
-    hidden, inner = model.hidden_size, model.intermediate_size
-    q_size, kv_size = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
-    return (
-        (hidden, q_size + 2 * kv_size),
-        (q_size, hidden),
-        (hidden, 2 * inner),
-        (inner, hidden),
+    inputs = (
+        model.hidden_size,
+        model.n_heads * model.head_dim,
+        model.hidden_size,
+        model.intermediate_size,
     )
+    return tuple(zip(inputs, map(sum, _outputs(model)), strict=True))
 
 
 def estimated_seconds(estimate: Estimate, device: str = "cpu") -> float:

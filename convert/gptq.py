@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
 LARGEST_SCALE = 65504.0  # and its largest
 CACHED_ROWS = 4096  # solved at a time on a processor: a chunk of their columns stays in its cache
+SAMPLED_ROWS = 1024  # of a matrix at least, or all, by which the exporter chooses a damping
 PER_CHANNEL = -1
 ORDERS = ("groups", "columns", "activations")
 
@@ -37,7 +38,8 @@ class GptqSettings:
     al. 2025, group-aware reordering); "columns" goes from left to right; "activations" takes all
     columns by how active they are and groups them in that order, for which readers need a lookup.
     damp: fraction of the mean diagonal added to the Hessian's. other_damps: tried too by the
-    exporter, which keeps the one whose output errs least on inputs that it holds out. clip_steps:
+    exporter, on a sample of rows, of which it keeps the one whose output errs least on inputs that
+    it holds out. clip_steps:
     how many clipped scales are tried beside the full one; 0 tries none. n_sweeps: how often the
     exporter chooses every code once more, and takes them where they err no more on what is held
     out. version: of the file format, 1 or 2.
@@ -90,6 +92,10 @@ class GptqSettings:
         """The code of 0 where quantization is symmetric."""
         return 1 << (self.bits - 1)
 
+    def sampled_rows(self, n_out: int) -> slice:
+        """Of a matrix those that the dampings are tried on; all where there is but one damping."""
+        return slice(None, None, max(1, n_out // SAMPLED_ROWS) if self.other_damps else 1)
+
     def columns_per_group(self, n_in: int) -> int:
         return n_in if self.group_size == PER_CHANNEL else self.group_size
 
@@ -108,14 +114,10 @@ class GptqSolution:
     group_of: torch.Tensor
     damp: float
 
-    def rows(self, start: int, stop: int) -> GptqSolution:
+    def rows(self, rows: slice) -> GptqSolution:
         """The part of some outputs."""
         return GptqSolution(
-            self.codes[start:stop],
-            self.scales[start:stop],
-            self.zeros[start:stop],
-            self.group_of,
-            self.damp,
+            self.codes[rows], self.scales[rows], self.zeros[rows], self.group_of, self.damp
         )
 
 
@@ -273,8 +275,7 @@ def refine_solution(
         return solution
     codes = torch.empty_like(solution.codes)
     for rows in _rows_at_once(weight):
-        part = solution.rows(rows.start, rows.stop)
-        _refine_rows(weight[rows], hessian, part, settings, into=codes[rows])
+        _refine_rows(weight[rows], hessian, solution.rows(rows), settings, into=codes[rows])
     return dataclasses.replace(solution, codes=codes)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +44,6 @@ from convert.layer_stream import (
     INPUT_SITES,
     Half,
     LayerStream,
-    capturing_input,
     n_tokens_of,
     threads_for,
 )
@@ -126,11 +125,11 @@ class GptqResult:
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """A solution, the damping asked for, and each output's squared error on held-out inputs."""
+    """Some rows' solution, the damping asked for, and their squared error on held-out inputs."""
 
     asked_damp: float
     solution: GptqSolution
-    errors: torch.Tensor  # (n_out,)
+    error: float
 
 
 def plan_gptq(checkpoint: Checkpoint, settings: GptqSettings) -> GptqPlan:
@@ -224,9 +223,13 @@ def export_gptq(
 
 
 def disk_nbytes(checkpoint: Checkpoint, plan: GptqPlan, batches: Sequence[TokenBatch]) -> int:
-    """What the folder takes at most while it is made: with hidden states, three files of them."""
-    n_states = sum(batch.ids.numel() for batch in batches)
-    return plan.nbytes + 3 * 4 * n_states * checkpoint.model.hidden_size
+    """What the folder takes at most while it is made: with hidden states, and what ffn_down reads.
+
+    Those before a layer, in its middle and after it are there at once.
+    """
+    n_positions = sum(batch.ids.numel() for batch in batches)
+    model = checkpoint.model
+    return plan.nbytes + 4 * n_positions * (3 * model.hidden_size + model.intermediate_size)
 
 
 def gptq_batches(
@@ -302,65 +305,61 @@ class _Run:
     ) -> Iterator[Chunk]:
         """Quantize a layer half by half, and move the hidden states past each half.
 
-        Each linear sees inputs that come from what is already quantized.
+        Each linear sees inputs that come from what is already quantized, and computes once.
         """
         work = self._work
         between = work.states_path(index).with_suffix(".half.f32")
         paths = (work.states_path(index), between, work.states_path(index + 1))
         n_done = index * len(LINEARS)
         for half, before, after in zip(HALVES, paths, paths[1:], strict=False):
-            for chunk in self._half_chunks(layer, f"model.layers.{index}", half, before):
+            for chunk in self._half_chunks(layer, f"model.layers.{index}", half, before, after):
                 yield chunk
                 n_done += chunk[0].endswith(".g_idx")
                 if on_progress is not None and chunk[0].endswith(".g_idx"):
                     on_progress(n_done, self._plan.n_quantized)
-            norm = layer.get_submodule(half.norm)
-            moved = (
-                states + self._stream.run_body(layer, half, norm(states))
-                for states in self._states(before)
-            )
-            write_states(after, moved)
         between.unlink()
 
     def _half_chunks(
-        self, layer: Qwen2DecoderLayer, prefix: str, half: Half, before: Path
+        self, layer: Qwen2DecoderLayer, prefix: str, half: Half, before: Path, after: Path
     ) -> Iterator[Chunk]:
+        norm, body = layer.get_submodule(half.norm), layer.get_submodule(half.body)
+        last, where = body.get_submodule(half.last), f"{prefix}.{half.body}"
+        inner = before.with_suffix(".inner.f32")  # what the last linear reads
+        n_inner = last.get_parameter("weight").shape[1]
         yield from self._copied(f"{prefix}.{half.norm}.weight")
-        for names in (half.first, (half.last,)):
-            # No name holds the statistics here, so that they go before the next ones are taken.
-            yield from self._linear_chunks(
-                f"{prefix}.{half.body}",
-                layer.get_submodule(half.body),
-                names,
-                self._statistics(layer, half, names[0], before),
-            )
+        # No name holds the statistics here, so that they go before the next ones are taken.
+        normed = (norm(states) for states in self._states(before))
+        yield from self._linear_chunks(
+            where, body, half.first, self._statistics(normed, self._checkpoint.model.hidden_size)
+        )
+        normed = (norm(states) for states in self._states(before))
+        write_states(inner, (self._stream.inputs_of_last(layer, half, one) for one in normed))
+        yield from self._linear_chunks(
+            where, body, (half.last,), self._statistics(self._states(inner, n_inner), n_inner)
+        )
+        each = zip(self._states(before), self._states(inner, n_inner), strict=True)
+        write_states(after, (states + last(inputs) for states, inputs in each))
+        inner.unlink()
 
     def _statistics(
-        self, layer: Qwen2DecoderLayer, half: Half, name: str, before: Path
+        self, inputs: Iterable[torch.Tensor], n_in: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of what one of the half's linears reads: the Hessian, and the held-out inputs."""
+        """Of what a linear reads, batch by batch: the Hessian, and the held-out inputs."""
         import torch
 
-        norm = layer.get_submodule(half.norm)
-        linear = layer.get_submodule(half.body).get_submodule(name)
-        n_in = linear.get_parameter("weight").shape[1]
         hessian, n_seen = torch.zeros(n_in, n_in, device=self._stream.device), 0
         held_out = [torch.empty(0, n_in, device=self._stream.device)]
-        for i, (states, batch) in enumerate(zip(self._states(before), self._batches, strict=True)):
-            inputs = [norm(states)]
-            if name == half.last:
-                with capturing_input(linear, inputs.append):
-                    self._stream.run_body(layer, half, inputs[0])
-            of_tokens = inputs[-1][batch.is_token.to(self._stream.device)]
+        for i, (of_batch, batch) in enumerate(zip(inputs, self._batches, strict=True)):
+            of_tokens = of_batch[batch.is_token.to(self._stream.device)]
             if i < self._n_fitted:
                 n_seen = accumulate_hessian(hessian, of_tokens, n_seen)
             else:
                 held_out.append(of_tokens)
         return hessian, torch.cat(held_out)
 
-    def _states(self, path: Path) -> Iterator[torch.Tensor]:
-        hidden_size = self._checkpoint.model.hidden_size
-        for states in read_states(path, self._batches, hidden_size):
+    def _states(self, path: Path, size: int | None = None) -> Iterator[torch.Tensor]:
+        """size: numbers a position, the hidden states' by default."""
+        for states in read_states(path, self._batches, size or self._checkpoint.model.hidden_size):
             yield states.to(self._stream.device)
 
     def _linear_chunks(
@@ -372,45 +371,65 @@ class _Run:
     ) -> Iterator[Chunk]:
         """Solve linears that share their inputs, put what they became in their place, and yield it.
 
-        Rows are independent, so that one solve does for all of them. The best by the held-out
-        inputs is refined, and stays as it was where that raises their error.
+        Rows are independent, so that one solve does for all of them.
         """
-        import torch
-
         hessian, held_out = statistics
         weights = {name: body.get_submodule(name).get_parameter("weight") for name in names}
-        whole = torch.cat([*weights.values()]) if len(names) > 1 else weights[names[0]]
         try:
-            solutions = self._solutions(whole, hessian, held_out)
+            tried = self._tried([*weights.values()], hessian, held_out)
         except NumericalError as error:
             raise NumericalError(f"{where}.{names[0]}.weight: {error}") from error
-        start = 0
-        for name, weight in weights.items():
-            stop = start + len(weight)
-            best = min(solutions, key=lambda one: float(one.errors[start:stop].sum()))
-            rows = best.solution.rows(start, stop)
-            refined = refine_solution(weight, hessian, rows, self._settings)
-            if _errors(weight, refined, held_out).sum() <= best.errors[start:stop].sum():
-                rows = refined
-            start = stop
-            self._work.notes[f"{where}.{name}"] = [best.asked_damp, rows.damp]
-            if rows.damp != best.asked_damp:
-                log.warning("%s: its Hessian needed damping %g", f"{where}.{name}", rows.damp)
-            weight.copy_(dequantize(rows))
-            yield from packed_arrays(f"{where}.{name}.weight", rows, self._settings)
+        for (name, weight), of_linear in zip(weights.items(), tried, strict=True):
+            asked_damp, solution = self._best(weight, hessian, held_out, of_linear)
+            self._work.notes[f"{where}.{name}"] = [asked_damp, solution.damp]
+            if solution.damp != asked_damp:
+                log.warning("%s: its Hessian needed damping %g", f"{where}.{name}", solution.damp)
+            weight.copy_(dequantize(solution))
+            yield from packed_arrays(f"{where}.{name}.weight", solution, self._settings)
             if f"{where}.{name}.bias" in self._checkpoint.tensors:
                 yield from self._copied(f"{where}.{name}.bias")
 
-    def _solutions(
-        self, weight: torch.Tensor, hessian: torch.Tensor, held_out: torch.Tensor
-    ) -> list[_Tried]:
-        """One for each damping."""
-        solutions = []
+    def _tried(
+        self, weights: Sequence[torch.Tensor], hessian: torch.Tensor, held_out: torch.Tensor
+    ) -> list[list[_Tried]]:
+        """Of each weight's sampled rows a solution for each damping."""
+        import torch
+
+        samples = [weight[self._settings.sampled_rows(len(weight))] for weight in weights]
+        whole = torch.cat(samples) if len(samples) > 1 else samples[0]
+        tried: list[list[_Tried]] = [[] for _ in samples]
         for damp in self._settings.damps:
-            settings = dataclasses.replace(self._settings, damp=damp)
-            solution = quantize_matrix(weight, hessian, settings)
-            solutions.append(_Tried(damp, solution, _errors(weight, solution, held_out)))
-        return solutions
+            solution = quantize_matrix(
+                whole, hessian, dataclasses.replace(self._settings, damp=damp)
+            )
+            errors, start = _errors(whole, solution, held_out), 0
+            for of_linear, sample in zip(tried, samples, strict=True):
+                rows = slice(start, start + len(sample))
+                of_linear.append(_Tried(damp, solution.rows(rows), float(errors[rows].sum())))
+                start = rows.stop
+        return tried
+
+    def _best(
+        self,
+        weight: torch.Tensor,
+        hessian: torch.Tensor,
+        held_out: torch.Tensor,
+        tried: Sequence[_Tried],
+    ) -> tuple[float, GptqSolution]:
+        """The damping that errs least on held-out inputs, and the solution with it, refined.
+
+        It stays as it was where that raises their error.
+        """
+        settings = self._settings
+        best = min(tried, key=lambda one: one.error)
+        sampled = settings.sampled_rows(len(weight))
+        solution = best.solution
+        if len(solution.codes) < len(weight):
+            damped = dataclasses.replace(settings, damp=best.asked_damp)
+            solution = quantize_matrix(weight, hessian, damped)
+        refined = refine_solution(weight, hessian, solution, settings)
+        error = float(_errors(weight[sampled], refined.rows(sampled), held_out).sum())
+        return best.asked_damp, refined if error <= best.error else solution
 
     def _copied(self, name: str) -> Iterator[Chunk]:
         """A tensor in its own dtype, in slices: narrowing what was widened exactly is exact."""
