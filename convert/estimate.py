@@ -182,7 +182,7 @@ def estimated_seconds(estimate: Estimate, device: str = "cpu") -> float:
 def _fastest(work: Callable[[], torch.Tensor]) -> float:
     """Seconds that the work takes at best, its last number read, since a GPU runs ahead of us."""
     times = []
-    for _ in range(5):
+    for _ in range(20):
         start = time.perf_counter()
         work()[-1, -1].item()
         times.append(time.perf_counter() - start)
