@@ -107,7 +107,7 @@ def _outputs(model: Qwen2Config) -> tuple[tuple[int, ...], ...]:
 
 
 def _n_sampled(n_out: int, settings: GptqSettings) -> int:
-    return len(range(n_out)[settings.sampled_rows(n_out)])
+    return len(range(n_out)[settings.sample(n_out)])
 
 
 def estimate_calibration(

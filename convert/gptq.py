@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
 LARGEST_SCALE = 65504.0  # and its largest
 CACHED_ROWS = 4096  # solved at a time on a processor: a chunk of their columns stays in its cache
-SAMPLED_ROWS = 1024  # of a matrix at least, or all, by which the exporter chooses a damping
 PER_CHANNEL = -1
 ORDERS = ("groups", "columns", "activations")
 
@@ -38,11 +37,11 @@ class GptqSettings:
     al. 2025, group-aware reordering); "columns" goes from left to right; "activations" takes all
     columns by how active they are and groups them in that order, for which readers need a lookup.
     damp: fraction of the mean diagonal added to the Hessian's. other_damps: tried too by the
-    exporter, on a sample of rows, of which it keeps the one whose output errs least on inputs that
-    it holds out. clip_steps:
-    how many clipped scales are tried beside the full one; 0 tries none. n_sweeps: how often the
-    exporter chooses every code once more, and takes them where they err no more on what is held
-    out. version: of the file format, 1 or 2.
+    exporter, which keeps the one whose output errs least on inputs that it holds out.
+    sampled_rows: how many of a matrix tell it which one, at least, or all that there are.
+    clip_steps: how many clipped scales are tried beside the full one; 0 tries none. n_sweeps: how
+    often the exporter chooses every code once more, and takes them where they err no more on what
+    is held out. version: of the file format, 1 or 2.
     column_chunk: columns brought up to date together; it changes speed alone.
     """
 
@@ -52,6 +51,7 @@ class GptqSettings:
     order: str = "groups"
     damp: float = 0.05
     other_damps: tuple[float, ...] = (0.2, 0.8)
+    sampled_rows: int = 1024
     clip_steps: int = 24
     n_sweeps: int = 1
     version: int = 1
@@ -70,6 +70,8 @@ class GptqSettings:
         for damp in self.damps:
             if not 0 < damp <= MAX_DAMP:
                 raise UsageError(f"damp: {damp} is not between 0 and {MAX_DAMP}; 0.05 is usual")
+        if self.sampled_rows < 1:
+            raise UsageError(f"sampled rows: {self.sampled_rows} are none; 1024 are usual")
         assert self.clip_steps >= 0
         assert self.n_sweeps >= 0
         assert self.column_chunk > 0
@@ -92,9 +94,9 @@ class GptqSettings:
         """The code of 0 where quantization is symmetric."""
         return 1 << (self.bits - 1)
 
-    def sampled_rows(self, n_out: int) -> slice:
-        """Of a matrix those that the dampings are tried on; all where there is but one damping."""
-        return slice(None, None, max(1, n_out // SAMPLED_ROWS) if self.other_damps else 1)
+    def sample(self, n_out: int) -> slice:
+        """The rows of a matrix that the dampings are tried on; all where there is but one."""
+        return slice(None, None, max(1, n_out // self.sampled_rows) if self.other_damps else 1)
 
     def columns_per_group(self, n_in: int) -> int:
         return n_in if self.group_size == PER_CHANNEL else self.group_size

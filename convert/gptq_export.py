@@ -395,7 +395,7 @@ class _Run:
         """Of each weight's sampled rows a solution for each damping."""
         import torch
 
-        samples = [weight[self._settings.sampled_rows(len(weight))] for weight in weights]
+        samples = [weight[self._settings.sample(len(weight))] for weight in weights]
         whole = torch.cat(samples) if len(samples) > 1 else samples[0]
         tried: list[list[_Tried]] = [[] for _ in samples]
         for damp in self._settings.damps:
@@ -422,7 +422,7 @@ class _Run:
         """
         settings = self._settings
         best = min(tried, key=lambda one: one.error)
-        sampled = settings.sampled_rows(len(weight))
+        sampled = settings.sample(len(weight))
         solution = best.solution
         if len(solution.codes) < len(weight):
             damped = dataclasses.replace(settings, damp=best.asked_damp)

@@ -409,6 +409,7 @@ def test_weights_beyond_float16_are_errors() -> None:
     [
         {"bits": 5},
         {"group_size": 100},
+        {"sampled_rows": 0},
         {"damp": 0.0},
         {"damp": 2.0},
         {"order": "rows"},

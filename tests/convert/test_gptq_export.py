@@ -108,6 +108,7 @@ def dequantized_model(source: Path, folder: Path) -> torch.nn.Module:
 
 OTHER_SETTINGS = (
     GptqSettings(damp=0.01, other_damps=(0.5, 1.0), clip_steps=0),
+    GptqSettings(damp=0.01, other_damps=(0.5, 1.0), sampled_rows=12, clip_steps=0),
     GptqSettings(bits=3, group_size=-1, symmetric=False, other_damps=(), n_sweeps=0, clip_steps=0),
     GptqSettings(order="columns", other_damps=(), clip_steps=0),
     GptqSettings(
@@ -121,21 +122,9 @@ OTHER_SETTINGS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("settings", "n_sampled"),
-    [
-        (SETTINGS, gptq.SAMPLED_ROWS),
-        *((settings, gptq.SAMPLED_ROWS) for settings in OTHER_SETTINGS),
-        (OTHER_SETTINGS[0], 12),
-    ],
-)
+@pytest.mark.parametrize("settings", [SETTINGS, *OTHER_SETTINGS])
 def test_weights_equal_a_slow_sequence(
-    source: Path,
-    exported: GptqResult,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    settings: GptqSettings,
-    n_sampled: int,
+    source: Path, exported: GptqResult, tmp_path: Path, settings: GptqSettings
 ) -> None:
     """Catches a linear that sees inputs from what is not quantized yet, or from another place.
 
@@ -146,7 +135,6 @@ def test_weights_equal_a_slow_sequence(
     all before it. float32 noise flips a code here and there, and the rest of its row with it: up to
     0.4 % were seen; with inputs from the unquantized model 40 % and more differ.
     """
-    monkeypatch.setattr(gptq, "SAMPLED_ROWS", n_sampled)
     result = exported
     if settings != SETTINGS:
         result = export(source, tmp_path / "out", settings=settings)
@@ -183,7 +171,7 @@ def test_weights_equal_a_slow_sequence(
                     refined = refine_solution(*given, chosen, settings)
                     if held_out:
                         unseen = torch.cat([*slow_inputs(model, first, held_out)])
-                        rows = settings.sampled_rows(len(linear.weight))
+                        rows = settings.sample(len(linear.weight))
                         differences = (
                             (linear.weight - dequantize(one))[rows].double()
                             for one in (chosen, refined, *solved.values())
