@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -375,12 +376,11 @@ class _Run:
         """
         hessian, held_out = statistics
         weights = {name: body.get_submodule(name).get_parameter("weight") for name in names}
-        try:
+        with _naming(f"{where}.{names[0]}.weight"):
             tried = self._tried([*weights.values()], hessian, held_out)
-        except NumericalError as error:
-            raise NumericalError(f"{where}.{names[0]}.weight: {error}") from error
         for (name, weight), of_linear in zip(weights.items(), tried, strict=True):
-            asked_damp, solution = self._best(weight, hessian, held_out, of_linear)
+            with _naming(f"{where}.{name}.weight"):
+                asked_damp, solution = self._best(weight, hessian, held_out, of_linear)
             self._work.notes[f"{where}.{name}"] = [asked_damp, solution.damp]
             if solution.damp != asked_damp:
                 log.warning("%s: its Hessian needed damping %g", f"{where}.{name}", solution.damp)
@@ -437,6 +437,15 @@ class _Run:
         for start in range(0, info.shape[0], COPY_ROWS):
             rows = self._checkpoint.rows(name, start, min(start + COPY_ROWS, info.shape[0]))
             yield name, _narrowed(rows, info.dtype)
+
+
+@contextmanager
+def _naming(matrix: str) -> Iterator[None]:
+    """Say of which matrix an error is."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"{matrix}: {error}") from error
 
 
 def _errors(weight: torch.Tensor, solution: GptqSolution, held_out: torch.Tensor) -> torch.Tensor:

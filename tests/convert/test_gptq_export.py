@@ -456,6 +456,19 @@ def test_a_dead_layer_names_its_linear(tmp_path: Path) -> None:
         export(source, tmp_path / "out", calibration=sums(24)[:2])
 
 
+def test_a_weight_too_large_names_its_linear(tmp_path: Path) -> None:
+    """Catches an error without a name where a row is at fault that is in no sample."""
+
+    def damage(tensors: dict[str, Array]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][1, 5] = 1e7
+
+    config: dict[str, object] = {"num_hidden_layers": 2}
+    source = write_checkpoint(tmp_path / "source", config=config, edit=damage)
+    settings = GptqSettings(sampled_rows=8, clip_steps=0)
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.up_proj\.weight: a scale of 1\."):
+        export(source, tmp_path / "out", settings=settings)
+
+
 def test_a_tokenizer_of_another_model_is_an_error(tmp_path: Path) -> None:
     """Catches an index error deep inside the embedding."""
     config: dict[str, object] = {"num_hidden_layers": 1, "vocab_size": 128}
