@@ -127,6 +127,17 @@ class LayerStream:
         cosines, sines = self._rotary(hidden, ids)
         return cosines, sines
 
+    def run_body(self, layer: Qwen2DecoderLayer, half: Half, normed: torch.Tensor) -> torch.Tensor:
+        """What half a layer adds to its input, from the normed input."""
+        if half.body == "mlp":
+            added: torch.Tensor = layer.mlp(normed)
+            return added
+        # Without a mask attention is causal, so padding on the right is never looked at.
+        added, _ = layer.self_attn(
+            normed, position_embeddings=self.positions(normed), attention_mask=None
+        )
+        return added
+
     def inputs_of_last(
         self, layer: Qwen2DecoderLayer, half: Half, normed: torch.Tensor
     ) -> torch.Tensor:
@@ -137,14 +148,7 @@ class LayerStream:
         last = body.get_submodule(half.last)
         setattr(body, half.last, torch.nn.Identity())
         try:
-            if half.body == "mlp":
-                inputs: torch.Tensor = layer.mlp(normed)
-                return inputs
-            # Without a mask attention is causal, so padding on the right is never looked at.
-            inputs, _ = layer.self_attn(
-                normed, position_embeddings=self.positions(normed), attention_mask=None
-            )
-            return inputs
+            return self.run_body(layer, half, normed)
         finally:
             setattr(body, half.last, last)
 
