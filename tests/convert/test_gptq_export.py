@@ -108,7 +108,6 @@ def dequantized_model(source: Path, folder: Path) -> torch.nn.Module:
 
 OTHER_SETTINGS = (
     GptqSettings(damp=0.01, other_damps=(0.5, 1.0), clip_steps=0),
-    GptqSettings(damp=0.01, other_damps=(0.5, 1.0), sampled_rows=12, clip_steps=0),
     GptqSettings(bits=3, group_size=-1, symmetric=False, other_damps=(), n_sweeps=0, clip_steps=0),
     GptqSettings(order="columns", other_damps=(), clip_steps=0),
     GptqSettings(
@@ -119,6 +118,7 @@ OTHER_SETTINGS = (
         version=2,
         clip_steps=0,
     ),
+    GptqSettings(damp=0.01, other_damps=(0.5, 1.0), sampled_rows=12, clip_steps=0),
 )
 
 
