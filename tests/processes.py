@@ -1,11 +1,12 @@
-"""What a command takes, as a whole process, in tests and benchmarks."""
+"""What a command takes, as a whole process, and a disk that takes too little."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def run_whole(command: Sequence[str], *, log: Path | None = None) -> Cost:
     if status:
         raise subprocess.CalledProcessError(status, command)
     return Cost(wall_s, cpu_s, peak_nbytes)
+
+
+@contextmanager
+def largest_file(nbytes: int) -> Iterator[None]:
+    """While the context lasts, the system lets no file of this process grow beyond nbytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from convert.layer_stream import INPUT_SITES, LayerStream, find_device
 from convert.layer_work import LayerWork
 from convert.passages import calibration_sequences
 from convert.qwen2 import tensor_specs
+from tests.processes import largest_file
 from tests.synthetic import Array, sums, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -238,13 +238,11 @@ def test_a_full_disk_is_not_the_end(source: Path, finished: Path, tmp_path: Path
     """
     out = tmp_path / "out"
     layer_nbytes = (finished / "layer-000.safetensors").stat().st_size
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (layer_nbytes - 1, hard))
-    try:
-        with pytest.raises(DiskFullError, match="holds no file of this size"):
-            run(source, out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        largest_file(layer_nbytes - 1),
+        pytest.raises(DiskFullError, match="holds no file of this size"),
+    ):
+        run(source, out)
     assert not out.exists()
     run(source, out)
     assert {one.name: one.read_bytes() for one in out.iterdir()} == {

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from convert.journal import journal_path, load_journal
 from convert.plan import plan_file
 from convert.recipe import RECIPES
 from tests.interrupted_export import plans_in
+from tests.processes import largest_file
 from tests.synthetic import write_checkpoint
 
 ONE_LAYER = {"num_hidden_layers": 1, "max_window_layers": 1}
@@ -243,13 +243,8 @@ def test_interrupted_while_naming(
 def test_a_full_disk_is_not_the_end(tmp_path: Path, small: Path) -> None:
     """The disk takes no more half-way: a typed error; with room again the same call goes on."""
     path = tmp_path / "o.gguf"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
-    try:
-        with pytest.raises(DiskFullError, match="holds no file of this size"):
-            export(small, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(500_000), pytest.raises(DiskFullError, match="holds no file of this size"):
+        export(small, path)
     assert not path.exists()
     journal = load_journal(journal_path(path))
     assert journal is not None
